@@ -1,0 +1,178 @@
+"""What the trainer's loop adds to the bare model: images/s of both.
+
+    python benchmarks/step.py
+
+Side by side: training by `pipeline.train.fit`, with loader, checks, logging and all, as its own
+TensorBoard log has it; the same model and optimiser on pictures that lie on the device, a batch for
+all steps, with each step's own captions: forward, backward, clipping, AdamW. Of each repetition the
+median stretch of a few steps counts.
+
+A GPU trains DenseNet121 at 224 px. A CPU, where a step of that would take half a minute, trains
+ResNet18 at 96 px, with a core left to the loader's process: where two threads share a core with it
+or with anyone else, they wait for each other, and nothing can be compared.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.pictures import add_picture_options, make_shards, trainer_batches
+from benchmarks.side_by_side import (
+    Result,
+    add_common_options,
+    machine_facts,
+    ratio,
+    report,
+    take_turns,
+)
+from pipeline.config import (
+    Config,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+    MonitorConfig,
+    TrainConfig,
+)
+from pipeline.data import Batch
+from pipeline.loss import caption_loss
+from pipeline.model.captioner import Captioner
+from pipeline.optim import make_optimizer
+from pipeline.train import fit, prepare
+
+LOG_EVERY = 5  # steps a stretch; the first two of a run are warming up
+WARM_UP = 2 * LOG_EVERY
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_picture_options(parser, samples=1500)
+    parser.add_argument("--steps", type=int, help="of each repetition; 30, on a GPU 200")
+    add_common_options(parser)
+    parser.set_defaults(repetitions=3)
+    arguments = parser.parse_args()
+    facts = machine_facts()
+    torch.set_num_threads(max(facts["cores"] - 1, 1))
+    on_gpu = torch.cuda.is_available()
+    steps = max(arguments.steps or (200 if on_gpu else 30), WARM_UP + LOG_EVERY)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shards, facts["pictures"] = make_shards(
+            arguments, folder, 250, len(os.sched_getaffinity(0))
+        )
+        config = _gpu_config(shards) if on_gpu else _cpu_config(shards)
+        config = replace(config, train=replace(config.train, steps=steps))
+        bare_model = _bare_model(config)
+        runs = iter(range(arguments.repetitions))
+        measured = take_turns(
+            {
+                "capstream": lambda: _trainer(config, folder / f"run-{next(runs)}"),
+                "bare model": lambda: (bare_model(), {}),
+            },
+            arguments.repetitions,
+        )
+    facts["device"] = torch.cuda.get_device_name() if on_gpu else "CPU"
+    facts["threads"] = torch.get_num_threads()
+    facts["model"] = f"{config.model.encoder.name} at {config.data.image_size} px"
+    facts["batch"] = f"{config.data.global_batch_size} images"
+    facts["precision"] = config.train.precision
+    report(
+        facts, measured, {"capstream / bare model": (ratio(measured, 0, 1), 0.95)}, arguments.json
+    )
+
+
+def _gpu_config(shards: Path) -> Config:
+    return Config(
+        data=DataConfig(train=str(shards), global_batch_size=256, workers=os.cpu_count() or 2),
+        train=TrainConfig(epochs=None, precision="bf16", checkpoint_every=1 << 30),
+        monitor=MonitorConfig(log_every=LOG_EVERY),
+    )
+
+
+def _cpu_config(shards: Path) -> Config:
+    return Config(
+        data=DataConfig(train=str(shards), global_batch_size=32, workers=1, image_size=96),
+        model=ModelConfig(
+            dim=256,
+            encoder=EncoderConfig(name="resnet18", hidden_dim=256),
+            decoder=DecoderConfig(hidden_dim=256),
+        ),
+        train=TrainConfig(epochs=None, checkpoint_every=1 << 30),
+        monitor=MonitorConfig(log_every=LOG_EVERY),
+    )
+
+
+def _trainer(config: Config, run_dir: Path) -> Result:
+    """One run of the trainer. Its log leaves evaluation and commits out of the speed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        fit(prepare(replace(config, run_dir=str(run_dir))))
+    log = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    speeds, waits = (
+        [point.value for point in log.Scalars(f"speed/{name}")][WARM_UP // LOG_EVERY :]
+        for name in ("images_per_s", "data_wait_share")
+    )
+    return statistics.median(speeds), {"waiting for data, %": 100 * statistics.mean(waits)}
+
+
+def _bare_model(config: Config) -> Callable[[], float]:
+    """Prepare the bare model. Returns a function that trains it and gives images/s."""
+    run = prepare(replace(config, run_dir=os.devnull))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = run.captioner.train().to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config.optim, fused=device.type == "cuda")
+    batches: list[Batch] = []
+    for batch in trainer_batches(run.train_shards, config.data, config.train.steps):
+        # Captions differ in length and so in their cost: the same as the trainer's, step by step.
+        images = batches[0].images if batches else batch.images.to(device)
+        rest = (part.to(device) for part in (batch.tokens, batch.weights))
+        batches.append(Batch(images, *rest, batch.ids))
+
+    def take() -> float:
+        speeds = []
+        for first in range(0, len(batches), LOG_EVERY):
+            stretch = batches[first : first + LOG_EVERY]
+            start = time.perf_counter()
+            for batch in stretch:
+                _bare_step(model, optimizer, batch, config)
+            _synchronize(device)
+            num_images = sum(len(batch.ids) for batch in stretch)
+            speeds.append(num_images / (time.perf_counter() - start))
+        return statistics.median(speeds[WARM_UP // LOG_EVERY :])
+
+    return take
+
+
+def _bare_step(
+    model: Captioner, optimizer: torch.optim.Optimizer, batch: Batch, config: Config
+) -> None:
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=config.train.precision == "bf16")
+    with autocast:
+        logits = model(batch.images, batch.tokens[..., :-1])
+        targets = batch.tokens[..., 1:].flatten(0, 1)
+        loss, num_tokens = caption_loss(logits, targets, batch.weights.flatten())
+    (loss / num_tokens).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

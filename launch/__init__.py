@@ -1,0 +1,1 @@
+"""How processes start: accelerate configurations, and files for cluster schedulers."""

@@ -1,0 +1,182 @@
+"""Shards -> batches: indexed positional reads, checked, decoded into one uint8 tensor a batch.
+
+B images, K captions an image, L tokens, S the side of a picture in pixels
+"""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pipeline.config import DataConfig
+from pipeline.images import center_crop, training_crop
+from pipeline.order import EMPTY_SLOT, keyed_bytes, keyed_permutation
+from shards.format import TOKENIZER, image_id_of, read_index, read_manifest
+from shards.tokenizer import BOS, EOS, PAD, load_tokenizer
+
+MAX_OPEN_SHARDS = 64  # file descriptors a loader process holds
+
+ImageId = int | str
+
+
+class Batch(NamedTuple):
+    """A micro-batch, as it travels from the loader to the device."""
+
+    images: torch.Tensor  # (B, S, S, 3) uint8
+    tokens: torch.Tensor  # (B, K, L) int64: BOS, words, EOS, then PAD
+    weights: torch.Tensor  # (B, K) float32: 0 for a caption that is only there to fill up
+    ids: list[ImageId]  # of the real images, in slot order
+
+
+class EvalBatch(NamedTuple):
+    """Pictures to caption, with what people wrote about them."""
+
+    images: torch.Tensor  # (B, S, S, 3) uint8
+    ids: list[ImageId]
+    references: list[list[str]]  # raw captions of each image
+
+
+class ShardFolder:
+    """Random access to the samples of a finished shard folder.
+
+    Raises:
+        ValueError: on opening, the folder is no finished data set or has no sample.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.index = read_index(folder)
+        self.tokenizer = load_tokenizer(folder / TOKENIZER)
+        if len(self.index) == 0:
+            raise ValueError(f"{folder}: the data set {self.manifest.name!r} is empty")
+        if len(self.index) != self.manifest.num_samples:
+            raise ValueError(f"{folder}: index and manifest differ; run `python -m shards verify`")
+        self._files: dict[int, int] = {}  # shard number -> descriptor, the latest used last
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, sample: int) -> tuple[str, bytes, dict[str, Any]]:
+        """One sample: its key, its JPEG bytes, its JSON. One read, both crc32 checked.
+
+        Raises:
+            ValueError: the bytes are not those that were packed; names the tar and the key.
+            OSError: the tar cannot be read.
+        """
+        index = self.index
+        shard = int(np.searchsorted(index.shard_starts, sample, side="right")) - 1
+        start = int(index.image_offset[sample])
+        image_end = start + int(index.image_size[sample])
+        meta_start = int(index.meta_offset[sample])
+        meta_end = meta_start + int(index.meta_size[sample])
+        data = os.pread(self._descriptor(shard), meta_end - start, start)
+        image, meta = data[: image_end - start], data[meta_start - start :]
+        for part, crc32 in ((image, index.image_crc32[sample]), (meta, index.meta_crc32[sample])):
+            if zlib.crc32(part) != crc32:
+                raise ValueError(
+                    f"{self._path(shard)}: sample {index.key(sample)} is damaged (crc32 differs); "
+                    "`python -m shards verify` lists all damage"
+                )
+        return index.key(sample), image, json.loads(meta)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / self.manifest.shards[shard].file
+
+    def _descriptor(self, shard: int) -> int:
+        descriptor = self._files.pop(shard, None)
+        if descriptor is None:
+            if len(self._files) >= MAX_OPEN_SHARDS:
+                os.close(self._files.pop(next(iter(self._files))))
+            descriptor = os.open(self._path(shard), os.O_RDONLY)
+        self._files[shard] = descriptor
+        return descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardFolder, (self.folder,)  # another process opens its own files and maps
+
+
+class TrainDataset(Dataset[Batch]):
+    """Micro-batches by their slots: a map-style data set whose index is an (M, 2) array."""
+
+    def __init__(self, shards: ShardFolder, config: DataConfig, seed: int) -> None:
+        self.shards = shards
+        self.config = config
+        self.seed = seed
+
+    def __getitem__(self, slots: np.ndarray) -> Batch:
+        size = self.config.image_size
+        return self.load(slots, np.empty((len(slots), size, size, 3), dtype=np.uint8))
+
+    def load(self, slots: np.ndarray, pixels: np.ndarray) -> Batch:
+        """The micro-batch of (M, 2) slots, its images in `pixels`, (M, S, S, 3) uint8."""
+        assert len(slots) == len(pixels)
+        ids: list[ImageId] = []
+        captions: list[list[list[int]]] = []
+        for row, (epoch, sample) in enumerate(slots.tolist()):
+            if sample == EMPTY_SLOT:
+                pixels[row] = 0
+                captions.append([])
+                continue
+            key, image, meta = self.shards.read(sample)
+            draw = keyed_bytes(24, "crop", self.seed, epoch, key)
+            training_crop(image, pixels[row], self.config.min_crop, draw)
+            captions.append(self._choose(meta["tokens"], epoch, key))
+            ids.append(image_id_of(key))
+        tokens, weights = collate_captions(captions, self.config.captions_per_image)
+        return Batch(torch.from_numpy(pixels), tokens, weights, ids)
+
+    def _choose(self, tokens: list[list[int]], epoch: int, key: str) -> list[list[int]]:
+        """K of an image's captions, another draw each epoch; all of them where it has no more."""
+        if len(tokens) <= self.config.captions_per_image:
+            return tokens
+        chosen = keyed_permutation(len(tokens), "captions", self.seed, epoch, key)
+        return [tokens[i] for i in chosen[: self.config.captions_per_image]]
+
+
+def collate_captions(
+    captions: list[list[list[int]]], num_captions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad token lists into one tensor.
+
+    Args:
+        captions: for each of B images at most K lists of token ids, without marks.
+        num_captions: K.
+    Returns:
+        tokens (B, K, L) int64 with BOS and EOS, and weights (B, K) float32, 1 for a real caption.
+    """
+    longest = max((len(ids) for image in captions for ids in image), default=0)
+    tokens = np.full((len(captions), num_captions, longest + 2), PAD, dtype=np.int64)
+    weights = np.zeros((len(captions), num_captions), dtype=np.float32)
+    for row, image in enumerate(captions):
+        for column, ids in enumerate(image):
+            tokens[row, column, 0] = BOS
+            tokens[row, column, 1 : len(ids) + 1] = ids
+            tokens[row, column, len(ids) + 1] = EOS
+            weights[row, column] = 1.0
+    return torch.from_numpy(tokens), torch.from_numpy(weights)
+
+
+class EvalDataset(Dataset[EvalBatch]):
+    """Batches of pictures to caption: the index is an array of sample numbers."""
+
+    def __init__(self, shards: ShardFolder, image_size: int) -> None:
+        self.shards = shards
+        self.image_size = image_size
+
+    def __getitem__(self, samples: np.ndarray) -> EvalBatch:
+        images = torch.zeros((len(samples), self.image_size, self.image_size, 3), dtype=torch.uint8)
+        pixels = images.numpy()
+        ids: list[ImageId] = []
+        references = []
+        for row, sample in enumerate(samples.tolist()):
+            key, image, meta = self.shards.read(sample)
+            center_crop(image, pixels[row])
+            ids.append(image_id_of(key))
+            references.append(meta["captions"])
+        return EvalBatch(images, ids, references)

@@ -1,0 +1,33 @@
+"""How a program of ours ends: one line and a code, for what a user can mend."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+USAGE = 2  # unusable input: nothing was done
+STOPPED = 85  # asked to stop; everything is committed, start the same command again
+
+# What asks a run to stop: the launcher passes them on, the training answers them.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+# The launcher ends all processes once one has ended. Local rank 0 speaks for the others, so they
+# give it this long to finish its sentence.
+HEAD_START_S = 5.0
+
+
+@contextmanager
+def usage_errors(program: str) -> Iterator[None]:
+    """Turn a ValueError inside the block into one line on stderr and exit code 2.
+
+    Meant for reading input only: past it, an error is a fault of the program and keeps its trace.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(HEAD_START_S)
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(USAGE)

@@ -1,0 +1,99 @@
+"""Loader processes: which there are, how they start, how batches come from them."""
+
+import multiprocessing
+import signal
+from multiprocessing import forkserver
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from pipeline.buffers import BatchInBuffer, SharedBuffers
+from pipeline.data import Batch, EvalBatch, EvalDataset, TrainDataset
+from pipeline.order import MicroBatchSampler
+
+PREFETCH = 4  # batches each loader process works ahead
+
+# A plain fork of a training process copies locks that its other threads (gloo, OpenMP, tqdm) may
+# hold at that moment, and the child then waits for ever: seen with two evaluating processes. The
+# fork server has no such threads; it imports torch once, and its children start at once.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["__main__", "pipeline.loader"])
+
+
+def start_worker_server() -> None:
+    """Start the process that loader processes are forked from, ahead of need: it imports torch."""
+    forkserver.ensure_running()
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let the training process alone answer what is sent to the whole process group.
+
+    It ends its loader processes itself: by message, and if need be by a second SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+class _WorkerDataset(Dataset[Any]):
+    """A training set as the loader's processes see it: images go into shared buffers."""
+
+    def __init__(self, dataset: TrainDataset, buffers: SharedBuffers) -> None:
+        self.dataset = dataset
+        self.buffers = buffers
+
+    def __getitem__(self, slots: np.ndarray) -> Batch | BatchInBuffer:
+        worker = get_worker_info()
+        assert worker is not None
+        buffer = self.buffers.take(worker.id)
+        if buffer is None:  # someone keeps many batches: torch's own way always works
+            return self.dataset[slots]
+        _, tokens, weights, ids = self.dataset.load(slots, self.buffers.pixels(buffer))
+        return BatchInBuffer(self.buffers.number, buffer, tokens.numpy(), weights.numpy(), ids)
+
+
+def train_loader(
+    dataset: TrainDataset, sampler: MicroBatchSampler, workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """The run's one loader: it iterates from the first step to the last, epochs and all."""
+    if workers == 0:
+        return DataLoader(dataset, sampler=sampler, batch_size=None, pin_memory=pin_memory)
+    size = dataset.config.image_size
+    micro_size = -(-sampler.batch_size // (sampler.world_size * sampler.accumulation_steps))
+    # Those ahead, and a worker's share of those that the consumer holds: two steps', as it lets go
+    # of one only when it has the next.
+    num_each = PREFETCH + -(-2 * sampler.accumulation_steps // workers)
+    buffers = SharedBuffers((micro_size, size, size, 3), workers, num_each)
+    return DataLoader(
+        _WorkerDataset(dataset, buffers),
+        sampler=sampler,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=PREFETCH,
+        multiprocessing_context=CONTEXT,
+        worker_init_fn=_outlive_signals,
+    )
+
+
+def eval_loader(
+    dataset: EvalDataset,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader[EvalBatch]:
+    """One rank's share of a data set, each sample on exactly one rank, nothing padded."""
+    samples = np.arange(rank, len(dataset.shards), world_size)
+    batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers if batches else 0,
+        pin_memory=pin_memory,
+        multiprocessing_context=CONTEXT if workers and batches else None,
+        worker_init_fn=_outlive_signals if workers else None,
+    )

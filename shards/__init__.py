@@ -1,0 +1,1 @@
+"""Batch jobs that pack captioned images into WebDataset tar shards. Imports no torch."""

@@ -1,0 +1,324 @@
+"""THE shard format: member names, sidecars, index and manifest. Both packages read it from here.
+
+    DIR/
+      manifest.json      what the data set is; the digest of its canonical form names the data set
+      tokenizer.json     the vocabulary that `tokens` refer to
+      index.npz          where each sample lies, so that any one is read with a single pread
+      quarantine.jsonl   every record or caption that was left out, and why
+      NAME-000000.tar    KEY.jpg + KEY.json, adjacent, plain ustar, uncompressed
+      NAME-000000.json   that tar's sidecar: written last, so its presence means the tar is whole
+
+A sample's JSON has image_id, file_name, width, height, captions (raw strings) and tokens (one list
+of ids a caption, without begin and end marks).
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from shards.atomic import atomic_file, write_atomic
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+INDEX = "index.npz"
+QUARANTINE = "quarantine.jsonl"
+
+KEY_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz_-")
+
+
+def key_of(image_id: int | str) -> str:
+    """The sample key of an image: a whole number in 12 digits, or an id already of key characters.
+
+    Raises:
+        ValueError: the id cannot be a key.
+    """
+    if isinstance(image_id, int) and not isinstance(image_id, bool) and image_id >= 0:
+        return f"{image_id:012d}"
+    if isinstance(image_id, str) and image_id and set(image_id) <= KEY_CHARACTERS:
+        return image_id
+    raise ValueError(f"image id {image_id!r} is neither a whole number nor [0-9a-z_-]+")
+
+
+def image_id_of(key: str) -> int | str:
+    """The image id of a sample key, the inverse of `key_of`."""
+    return int(key) if key.isdigit() else key
+
+
+def shard_file(name: str, number: int) -> str:
+    """File name of the tar of shard `number` in the data set `name`."""
+    return f"{name}-{number:06d}.tar"
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string that stands for `value`: sorted keys, no spaces, UTF-8."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------- tars
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where one member's bytes lie in its tar."""
+
+    offset: int  # bytes from the start of the tar to the member's data
+    size: int  # bytes
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One sample of a tar."""
+
+    key: str
+    image: Extent
+    meta: Extent
+
+
+def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append one file, stamped so that equal inputs give equal tars.
+
+    Returns:
+        The offset of the data in the tar, in bytes.
+    """
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644  # the rest of a fresh TarInfo is zero: mtime, uid, gid
+    tar.addfile(info, io.BytesIO(data))
+    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def open_tar_for_writing(file: BinaryIO) -> tarfile.TarFile:
+    """A plain ustar writer: no pax or GNU extension headers that other readers would trip over."""
+    return tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+
+
+# ---------------------------------------------------------------------------------------- sidecars
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What one finished shard holds. Written after its tar, so that it vouches for it."""
+
+    shard: str  # file name of the tar
+    number: int
+    num_shards: int  # of the whole build: any one sidecar tells how many there must be
+    build: dict[str, Any]  # what every shard of one build shares: options and source digests
+    num_samples: int
+    num_captions: int
+    num_tokens: int
+    num_unk: int
+    num_bytes: int
+    sha256: str
+    members: tuple[Member, ...]
+    quarantine: tuple[dict[str, Any], ...]
+    num_records: int  # samples plus quarantined records
+
+
+def sidecar_path(tar_path: Path) -> Path:
+    """The sidecar beside a tar."""
+    return tar_path.with_suffix(".json")
+
+
+def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
+    """Write the sidecar of a finished tar in `folder`."""
+    # Not asdict(), which would first copy every member, only for the rows below to replace it.
+    value = {field.name: getattr(sidecar, field.name) for field in fields(Sidecar)}
+    value["format_version"] = FORMAT_VERSION
+    value["members"] = [
+        [m.key, *(getattr(e, f) for e in (m.image, m.meta) for f in ("offset", "size", "crc32"))]
+        for m in sidecar.members
+    ]
+    write_atomic(sidecar_path(folder / sidecar.shard), canonical_json(value) + b"\n")
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read one sidecar.
+
+    Raises:
+        ValueError: the file is not a sidecar of this format version.
+    """
+    value = _read_json(path, "a shard's sidecar")
+    try:
+        value["members"] = tuple(
+            Member(str(row[0]), Extent(*row[1:4]), Extent(*row[4:7])) for row in value["members"]
+        )
+        value["quarantine"] = tuple(value["quarantine"])
+        return Sidecar(**{field.name: value[field.name] for field in fields(Sidecar)})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a sidecar of format version {FORMAT_VERSION}") from error
+
+
+# ------------------------------------------------------------------------------------------- index
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where every sample of a data set lies; samples are numbered 0..N-1 in shard order.
+
+    The columns are memory-mapped: opening ten million samples costs no more than opening one.
+    """
+
+    shard_starts: np.ndarray  # (S + 1,) int64: shard s holds samples shard_starts[s:s + 2]
+    keys: np.ndarray  # (N,) bytes
+    image_offset: np.ndarray  # (N,) int64, bytes
+    image_size: np.ndarray  # (N,) int64, bytes
+    image_crc32: np.ndarray  # (N,) uint32
+    meta_offset: np.ndarray  # (N,) int64, bytes
+    meta_size: np.ndarray  # (N,) int64, bytes
+    meta_crc32: np.ndarray  # (N,) uint32
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, sample: int) -> str:
+        """Key of a sample number."""
+        return bytes(self.keys[sample]).decode()
+
+
+def write_index(folder: Path, shards: list[tuple[Member, ...]]) -> None:
+    """Write index.npz for the members of each shard, in shard order."""
+    members = [member for shard in shards for member in shard]
+    columns: dict[str, np.ndarray] = {
+        "shard_starts": np.cumsum([0, *(len(shard) for shard in shards)], dtype="<i8"),
+        "keys": np.array([m.key.encode() for m in members], dtype=np.bytes_),
+    }
+    for part in ("image", "meta"):
+        for column, dtype in (("offset", "<i8"), ("size", "<i8"), ("crc32", "<u4")):
+            values = [getattr(getattr(m, part), column) for m in members]
+            columns[f"{part}_{column}"] = np.array(values, dtype=dtype)
+    with atomic_file(folder / INDEX) as file:
+        np.savez(file, **columns)  # type: ignore[arg-type]  # stored, not compressed: can be mapped
+
+
+def read_index(folder: Path) -> Index:
+    """Open the index of a shard folder.
+
+    Raises:
+        ValueError: the index is missing or not whole.
+    """
+    path = folder / INDEX
+    try:
+        return Index(**_map_npz(path))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder}: no {INDEX} (is it a shard folder, and was its build finished?)"
+        ) from None
+    except (TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged index ({error}); rebuild it with finalize") from error
+
+
+def _map_npz(path: Path) -> dict[str, np.ndarray]:
+    """Memory-map each array of an uncompressed npz, which `np.load` cannot."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
+            with archive.open(entry) as array_file:
+                version = np.lib.format.read_magic(array_file)
+                read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+                shape, _, dtype = read_header(array_file)
+                header_size = array_file.tell()
+            file.seek(entry.header_offset + 26)  # the local header's name and extra lengths
+            name_size, extra_size = np.frombuffer(file.read(4), dtype="<u2")
+            offset = entry.header_offset + 30 + int(name_size) + int(extra_size) + header_size
+            name = entry.filename.removesuffix(".npy")
+            if shape == (0,):  # an empty file cannot be mapped
+                arrays[name] = np.empty(shape, dtype)
+            else:
+                arrays[name] = np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+    return arrays
+
+
+# ---------------------------------------------------------------------------------------- manifest
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A tar as the manifest lists it."""
+
+    file: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set is."""
+
+    name: str
+    num_samples: int
+    num_captions: int
+    num_tokens: int
+    num_unk: int
+    num_quarantined: int  # records and captions left out
+    image_policy: dict[str, Any]
+    tokenizer_sha256: str
+    source_sha256: str
+    index_sha256: str
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def digest(self) -> str:
+        """Names the data set in checkpoints and logs: sha256 of the canonical manifest."""
+        return digest_of(_manifest_value(self))
+
+
+def _manifest_value(manifest: Manifest) -> dict[str, Any]:
+    return {"format": "capstream", "format_version": FORMAT_VERSION, **asdict(manifest)}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest: the last file of a build, so that its presence means a whole data set."""
+    text = json.dumps(_manifest_value(manifest), indent=2, sort_keys=True, ensure_ascii=False)
+    write_atomic(folder / MANIFEST, text.encode() + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a shard folder.
+
+    Raises:
+        ValueError: the folder is missing, is no shard folder, or is of another format version.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of shards")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(
+            f"{folder}: no {MANIFEST}, so no finished data set; run `python -m shards build` on it"
+        )
+    value = _read_json(path, "a manifest")
+    if value.pop("format", None) != "capstream" or value.pop("format_version", 0) != FORMAT_VERSION:
+        raise ValueError(f"{path}: not a manifest of format version {FORMAT_VERSION}")
+    try:
+        value["shards"] = tuple(ShardEntry(**entry) for entry in value["shards"])
+        return Manifest(**value)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a whole manifest ({error})") from error
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as {what} ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not {what}")
+    return value

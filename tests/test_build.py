@@ -1,0 +1,196 @@
+"""The shard builder, through its command line: whole, repeatable, and honest about what is bad."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import webdataset
+from conftest import Scenes, build_shards, run_shards
+
+from shards.format import read_index, read_manifest
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def coco_folder(scenes: Scenes, folder: Path) -> tuple[Path, dict]:
+    """A copy of the drawn data to spoil, and its parsed training annotations."""
+    shutil.copytree(scenes.data, folder)
+    return folder, json.loads((folder / "annotations" / "captions_train2017.json").read_text())
+
+
+def save_annotations(folder: Path, annotations: object) -> None:
+    (folder / "annotations" / "captions_train2017.json").write_text(json.dumps(annotations))
+
+
+def build_command(folder: Path, scenes: Scenes, out: Path, *options: object) -> list[object]:
+    return [
+        "build", "--images", folder / "train2017",
+        "--annotations", folder / "annotations" / "captions_train2017.json",
+        "--tokenizer", scenes.tokenizer, "--out", out, "--samples-per-shard", 10,
+        "--workers", 1, *options,
+    ]  # fmt: skip
+
+
+def test_the_bytes_do_not_depend_on_workers(scenes: Scenes, tmp_path: Path) -> None:
+    options = ("--samples-per-shard", 10, "--resize-short", 48)
+    build_shards(scenes.data, "train", scenes.tokenizer, tmp_path, *options, "--workers", 3)
+    assert digests(tmp_path) == digests(scenes.train)
+
+
+def test_a_build_started_again_does_only_what_is_missing(scenes: Scenes, tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    (out / "manifest.json").unlink()
+    (out / "train-000002.json").unlink()  # as after a kill between tar and sidecar
+    (out / ".train-000002.tar.host-1.tmp").write_bytes(b"half a tar")
+    before = (out / "train-000001.tar").stat().st_mtime_ns
+    options = ("--samples-per-shard", 10, "--resize-short", 48, "--workers", 1)
+    build_shards(scenes.data, "train", scenes.tokenizer, out, *options)
+    assert digests(out) == digests(scenes.train)
+    assert (out / "train-000001.tar").stat().st_mtime_ns == before
+
+
+def test_shards_of_another_build_are_not_mixed_in(scenes: Scenes, tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    done = run_shards(*build_command(scenes.data, scenes, out, "--resize-short", 32))
+    assert done.returncode == 2
+    assert "another source, tokenizer or options" in done.stderr
+    assert digests(out) == digests(scenes.train)
+
+
+def test_other_readers_read_the_tars(scenes: Scenes) -> None:
+    manifest, index = read_manifest(scenes.train), read_index(scenes.train)
+    tars = [str(scenes.train / shard.file) for shard in manifest.shards]
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
+    assert [s["__key__"] for s in samples] == [index.key(n) for n in range(len(index))]
+    meta = json.loads(samples[0]["json"])
+    assert set(meta) == {
+        "image_id", "file_name", "width", "height", "captions", "tokens",
+    }  # fmt: skip
+    listed = subprocess.run(["tar", "-tf", tars[0]], capture_output=True, text=True, check=True)
+    keys = [index.key(n) for n in range(int(index.shard_starts[1]))]
+    assert listed.stdout.split() == [f"{key}.{part}" for key in keys for part in ("jpg", "json")]
+
+
+def test_what_is_bad_is_named_counted_and_left_out(scenes: Scenes, tmp_path: Path) -> None:
+    folder, annotations = coco_folder(scenes, tmp_path / "data")
+    images = [image["file_name"] for image in annotations["images"]]
+    (folder / "train2017" / images[0]).unlink()
+    truncated = folder / "train2017" / images[1]
+    truncated.write_bytes(truncated.read_bytes()[:-200])
+    (folder / "train2017" / images[2]).write_bytes(b"not a picture")
+    annotations["images"][3]["file_name"] = "../val2017/" + images[3]
+    ids = [image["id"] for image in annotations["images"]]
+    for entry in annotations["annotations"]:
+        if entry["image_id"] == ids[4]:
+            entry["caption"] = " "
+    next(e for e in annotations["annotations"] if e["image_id"] == ids[5])["caption"] = ""
+    save_annotations(folder, annotations)
+    out = tmp_path / "out"
+
+    done = run_shards(*build_command(folder, scenes, out))
+    assert done.returncode == 2
+    assert "--max-bad" in done.stderr
+    assert "quarantine.jsonl" in done.stderr
+    assert not (out / "manifest.json").exists()
+
+    done = run_shards(*build_command(folder, scenes, out, "--max-bad", 0.1, "--json"))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["images_packed"] == len(images) - 5
+    assert summary["quarantined"] == {
+        "damaged image": 1, "empty caption": 6, "format not allowed": 1, "missing file": 1,
+        "no caption": 1, "unsafe file name": 1,
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    whole = {line["image_id"]: line["reason"] for line in lines if line["caption"] is None}
+    assert whole == {
+        ids[0]: "missing file", ids[1]: "damaged image", ids[2]: "format not allowed",
+        ids[3]: "unsafe file name", ids[4]: "no caption",
+    }  # fmt: skip
+    assert run_shards("verify", out).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: a.pop("images"), "no list `images`"),
+        (lambda a: a["images"][2].pop("file_name"), "images[2] has no str `file_name`"),
+        (lambda a: a["annotations"][3].update(caption=7), "annotations[3] has no str `caption`"),
+        (lambda a: a["annotations"][0].update(image_id=999), "image 999"),
+        (lambda a: a["images"].append(dict(a["images"][0])), "more than once"),
+        (lambda a: a["images"].clear(), "lists no image"),
+    ],
+)
+def test_a_wrong_annotation_file_is_refused(
+    scenes: Scenes, tmp_path: Path, spoil: object, message: str
+) -> None:
+    folder, annotations = coco_folder(scenes, tmp_path / "data")
+    spoil(annotations)  # type: ignore[operator]
+    save_annotations(folder, annotations)
+    done = run_shards(*build_command(folder, scenes, tmp_path / "out"))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--images", "nowhere"), "nowhere: no such folder"),
+        (("--tokenizer", "nowhere.json"), "nowhere.json: no such tokenizer"),
+        (("--annotations", "nowhere.json"), "nowhere.json: no such annotation file"),
+        (("--quality", 0), "--quality"),
+        (("--resize-short", -1), "--resize-short"),
+        (("--workers", 0), "--workers"),
+        (("--samples-per-shard", 0), "samples per shard"),
+        (("--name", "../x"), "--name"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    scenes: Scenes, tmp_path: Path, options: tuple, message: str
+) -> None:
+    done = run_shards(*build_command(scenes.data, scenes, tmp_path / "out", *options))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_verify_finds_any_flipped_byte(scenes: Scenes, tmp_path: Path) -> None:
+    assert json.loads(run_shards("verify", scenes.train, "--json").stdout) == {
+        "images": 63, "faults": [],
+    }  # fmt: skip
+    out = tmp_path / "train"
+    for name in ("train-000003.tar", "index.npz", "tokenizer.json"):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(scenes.train, out)
+        data = bytearray((out / name).read_bytes())
+        data[len(data) // 2] ^= 0x20
+        (out / name).write_bytes(data)
+        done = run_shards("verify", out)
+        assert done.returncode in (1, 2), name
+        assert name in done.stdout + done.stderr
+
+
+def test_show_prints_captions_and_tokens(scenes: Scenes) -> None:
+    done = run_shards("show", scenes.train, "--limit", 2)
+    assert done.returncode == 0
+    assert "63 images with 315 captions in 7 shards" in done.stdout
+    assert done.stdout.count(" from 0000") == 2
+    assert " background ." in done.stdout
+
+
+def test_original_bytes_are_packed_untouched(scenes: Scenes, tmp_path: Path) -> None:
+    build_shards(
+        scenes.data, "val", scenes.tokenizer, tmp_path, "--resize-short", 0, "--workers", 1
+    )
+    tars = [str(tmp_path / shard.file) for shard in read_manifest(tmp_path).shards]
+    for sample in webdataset.WebDataset(tars, shardshuffle=False):
+        name = json.loads(sample["json"])["file_name"]
+        assert sample["jpg"] == (scenes.data / "val2017" / name).read_bytes()

@@ -1,0 +1,60 @@
+"""Real COCO and Flickr8k pictures, where they lie beside the checkout."""
+
+import json
+import re
+from pathlib import Path
+
+from conftest import run_shards, train
+
+
+def losses(stdout: str) -> list[float]:
+    return [float(value) for value in re.findall(r"loss ([\d.]+)", stdout)]
+
+
+def test_coco_builds_verifies_and_trains_the_article_s_model(
+    real_data: Path, tmp_path: Path
+) -> None:
+    coco = real_data / "coco-mini"
+    annotations = coco / "annotations"
+    tokenizer = tmp_path / "tokenizer.json"
+    done = run_shards("tokenizer", "--annotations", annotations / "captions_train2017.json",
+                      "--out", tokenizer, "--min-count", 2)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for split, count in (("train", 80), ("val", 79)):
+        out = tmp_path / split
+        done = run_shards(
+            "build", "--images", coco / f"{split}2017",
+            "--annotations", annotations / f"captions_{split}2017.json", "--tokenizer", tokenizer,
+            "--out", out, "--name", split, "--samples-per-shard", 30, "--workers", 2, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert (summary["images_packed"], summary["quarantined"]) == (count, {})
+        assert json.loads(run_shards("verify", out, "--json").stdout)["faults"] == []
+    done = train(
+        2, "--config", "configs/coco_densenet_lstm.yaml", "--model.encoder.name", "densenet121",
+        "--data.image_size", 64, "--model.dim", 1024, "--model.encoder.hidden_dim", 1024,
+        "--model.decoder.hidden_dim", 1024, "--data.train", tmp_path / "train",
+        "--run_dir", tmp_path / "run", "--train.steps", 4, "--monitor.log_every", 1,
+        "--data.global_batch_size", 8,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "precision float32 (bf16 is for GPUs)" in done.stdout
+    shown = losses(done.stdout)
+    assert shown[-1] < shown[0]
+
+
+def test_flickr8k_builds_in_one_command(real_data: Path, tmp_path: Path) -> None:
+    flickr = real_data / "flickr8k"
+    annotations = flickr / "annotations" / "captions_val.json"
+    tokenizer = tmp_path / "tokenizer.json"
+    assert run_shards("tokenizer", "--annotations", annotations,
+                      "--out", tokenizer).returncode == 0  # fmt: skip
+    done = run_shards(
+        "build", "--images", flickr / "images" / "val", "--annotations", annotations,
+        "--tokenizer", tokenizer, "--out", tmp_path / "val", "--name", "val", "--workers", 2,
+        "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["images_packed"], summary["captions"]) == (1000, 5000)
