@@ -66,9 +66,9 @@ VAL_EVERY = 10  # one picture in ten is held out
 # Pixels. Shapes in neighbouring places cannot touch: their centres are at least
 # 2 * (STEP - JITTER) = 92 apart, and two radii are at most 86.
 MARGIN, STEP, JITTER = 48.0, 48.0, 2.0
-RADIUS = {"small": (28.0, 30.0), "large": (41.0, 43.0)}
+RADIUS = {"small": (32.0, 34.0), "large": (41.0, 43.0)}
 SHADOW = (2.0, 3.0)
-TILT = math.radians(6)
+TILT = math.radians(3)
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -110,11 +110,11 @@ def _shade(colour: Colour, factor: float) -> Colour:
 def _corners(shape: str) -> list[Point]:
     """The outline of a polygonal shape in the unit circle, y downwards."""
     if shape == "cross":
-        arm, long = 0.34, math.sqrt(1 - 0.34**2)
+        arm, long = 0.2, math.sqrt(1 - 0.2**2)
         quarter = [(arm, -arm), (arm, -long), (-arm, -long)]
         turns = [(1, 0), (0, -1), (-1, 0), (0, 1)]  # cosine and sine of a quarter turn each
         return [(x * c - y * s, x * s + y * c) for c, s in turns for x, y in quarter]
-    radii = {"square": [1.0] * 4, "triangle": [1.0] * 3, "star": [1.0, 0.45] * 5}[shape]
+    radii = {"square": [1.0] * 4, "triangle": [1.0] * 3}[shape]
     start = math.pi / 4 if shape == "square" else -math.pi / 2
     angles = [start + 2 * math.pi * i / len(radii) for i in range(len(radii))]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
