@@ -8,7 +8,8 @@ def main() -> int:
     # Imported here, since each loader process imports this file too and needs none of it.
     from pipeline.config import parse_config
     from pipeline.exits import usage_errors
-    from pipeline.train import fit, prepare
+    from pipeline.prepare import prepare
+    from pipeline.train import fit
 
     with usage_errors("train.py"):
         run = prepare(parse_config(sys.argv[1:]))

@@ -51,7 +51,8 @@ from pipeline.data import Batch
 from pipeline.loss import caption_loss
 from pipeline.model.captioner import Captioner
 from pipeline.optim import make_optimizer
-from pipeline.train import fit, prepare
+from pipeline.prepare import prepare
+from pipeline.train import fit
 
 LOG_EVERY = 5  # steps a stretch; the first two of a run are warming up
 WARM_UP = 2 * LOG_EVERY
@@ -132,7 +133,7 @@ def _bare_model(config: Config) -> Callable[[], float]:
     run = prepare(replace(config, run_dir=os.devnull))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = run.captioner.train().to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config.optim, fused=device.type == "cuda")
+    optimizer = make_optimizer(model, config.optim)
     batches: list[Batch] = []
     for batch in trainer_batches(run.train_shards, config.data, config.train.steps):
         # Captions differ in length and so in their cost: the same as the trainer's, step by step.

@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="also draw pictures and captions into this file")
     arguments = parser.parse_args()
     with usage_errors("caption"):
+        if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg"):
+            raise ValueError(f"--sheet: {arguments.sheet}: must end in .png or .jpg")
         pictures = caption_files(load_trained(arguments.checkpoint), arguments.images)
     for path, picture in zip(arguments.images, pictures, strict=True):
         if arguments.json:

@@ -7,7 +7,8 @@
       config.yaml         the run's whole configuration
       tokenizer.json      the vocabulary
       files.json          sha256 of each of these, written last
-    checkpoints/best      link to the best-scoring one
+    checkpoints/scores.json   step -> scores, of every evaluation so far
+    checkpoints/best          link to the best-scoring commit
 
 Written under a temporary name, synced, renamed; only then are older ones deleted. Nothing in it is
 unpickled into code.
@@ -18,14 +19,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from shards.atomic import fsync_folder
+from shards.atomic import fsync_folder, write_atomic
 from shards.format import canonical_json
 
 MODEL = "model.safetensors"
@@ -35,6 +36,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 FILES = "files.json"
 BEST = "best"
+SCORES = "scores.json"
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -97,6 +99,20 @@ def mark_best(commit_path: Path) -> None:
     fsync_folder(link.parent)
 
 
+def load_scores(checkpoints: Path, last_step: int) -> dict[int, dict[str, float]]:
+    """Step -> scores of the evaluations up to `last_step`, those of a run that goes on from it."""
+    path = checkpoints / SCORES
+    if not path.exists():
+        return {}
+    scores = {int(step): found for step, found in json.loads(path.read_bytes()).items()}
+    return {step: found for step, found in scores.items() if step <= last_step}
+
+
+def save_scores(checkpoints: Path, scores: Mapping[int, Mapping[str, float]]) -> None:
+    """Write all scores anew, at one stroke."""
+    write_atomic(checkpoints / SCORES, canonical_json({str(s): v for s, v in scores.items()}))
+
+
 def prune(checkpoints: Path, keep: int) -> None:
     """Delete all but the newest `keep` commits and the best one, and what kills left behind."""
     best = (checkpoints / BEST).resolve()
@@ -112,12 +128,13 @@ def prune(checkpoints: Path, keep: int) -> None:
 
 def commits(checkpoints: Path) -> Iterator[Path]:
     """The commits of a folder, oldest first."""
-    found = [
-        (match, path)
-        for path in checkpoints.glob("step-*")
-        if (match := _NAME.fullmatch(path.name))
-    ]
-    yield from (path for _, path in sorted(found, key=lambda item: int(item[0][1])))
+    found = [path for path in checkpoints.glob("step-*") if _NAME.fullmatch(path.name)]
+    yield from sorted(found, key=step_of)
+
+
+def step_of(commit_path: Path) -> int:
+    """The step that a commit is named by."""
+    return int(commit_path.name.removeprefix("step-"))
 
 
 def check_commit(path: Path) -> None:
@@ -134,15 +151,21 @@ def check_commit(path: Path) -> None:
         if not isinstance(digests, dict) or set(digests) != expected:
             raise ValueError("lists other files than a checkpoint has")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged checkpoint ({FILES}: {error})") from None
+        raise _damaged(path, f"{FILES}: {error}") from None
     for name, digest in digests.items():
         try:
             with open(path / name, "rb") as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
         except OSError as error:
-            raise ValueError(f"{path}: damaged checkpoint ({error})") from None
+            raise _damaged(path, str(error)) from None
         if not whole:
-            raise ValueError(f"{path}: damaged checkpoint ({name} is not as it was written)")
+            raise _damaged(path, f"{name} is not as it was written")
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    others = [other.name for other in commits(path.parent) if other.name != path.name]
+    way_on = f"; delete the folder to go on from {others[-1]}" if others else ""
+    return ValueError(f"{path}: damaged checkpoint ({why}){way_on}")
 
 
 def load_model_state(path: Path) -> dict[str, torch.Tensor]:

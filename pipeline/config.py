@@ -48,8 +48,8 @@ class EncoderConfig:
         weights: pretrained weights: `imagenet` (fetched by torchvision), or a .safetensors or .pth
             file of that model; none means training from scratch.
         freeze: keep the convolutions as they are and train the perceptron only.
-        batch_norm: `train` keeps each process's own statistics, `sync` those of all processes
-            (GPUs only), `frozen` the stored ones; `auto` is train, but frozen in a backbone with
+        batch_norm: `train` normalises by each process's own part of the batch and keeps the
+            main one's statistics, `sync` by the whole batch (GPUs only), `frozen` the stored ones; `auto` is train, but frozen in a backbone with
             pretrained weights.
         hidden_dim: width of the perceptron's hidden layer.
         dropout: between the perceptron's two layers.
@@ -130,7 +130,7 @@ class TrainConfig:
 
     steps: int | None = None
     epochs: int | None = 3
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulation_steps: int = 1
     checkpoint_every: int = 1000
     eval_every: int = 1000

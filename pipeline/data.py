@@ -120,7 +120,9 @@ class TrainDataset(Dataset[Batch]):
         captions: list[list[list[int]]] = []
         for row, (epoch, sample) in enumerate(slots.tolist()):
             if sample == EMPTY_SLOT:
-                pixels[row] = 0
+                # Batch normalisation sees every picture: another real one stands in, if there is
+                # one. Real slots come first.
+                pixels[row] = pixels[0] if ids else 0
                 captions.append([])
                 continue
             key, image, meta = self.shards.read(sample)

@@ -36,7 +36,7 @@ class Evaluation:
     pictures: list[Captioned]
 
     def results(self) -> list[dict[str, Any]]:
-        """COCO's own results format, in order of image id."""
+        """COCO's own results format."""
         return [{"image_id": i, "caption": caption} for i, caption in self.captions.items()]
 
 
@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     arguments = parser.parse_args()
     with usage_errors("evaluate"):
+        if arguments.batch_size < 1:
+            raise ValueError(f"--batch_size: {arguments.batch_size}: must be 1 or more")
         trained = load_trained(arguments.checkpoint)
         shards = ShardFolder(arguments.shards)
         if shards.manifest.tokenizer_sha256 != tokenizer_sha256(trained.tokenizer_path):

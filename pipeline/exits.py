@@ -20,13 +20,13 @@ HEAD_START_S = 5.0
 
 @contextmanager
 def usage_errors(program: str) -> Iterator[None]:
-    """Turn a ValueError inside the block into one line on stderr and exit code 2.
+    """Turn a ValueError or OSError inside the block into one line on stderr and exit code 2.
 
     Meant for reading input only: past it, an error is a fault of the program and keeps its trace.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(HEAD_START_S)
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

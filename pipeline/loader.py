@@ -1,8 +1,11 @@
 """Loader processes: which there are, how they start, how batches come from them."""
 
+import atexit
 import multiprocessing
+import os
 import signal
-from multiprocessing import forkserver
+import threading
+from multiprocessing import connection, forkserver
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.buffers import BatchInBuffer, SharedBuffers
 from pipeline.data import Batch, EvalBatch, EvalDataset, TrainDataset
+from pipeline.exits import STOP_SIGNALS
 from pipeline.order import MicroBatchSampler
 
 PREFETCH = 4  # batches each loader process works ahead
@@ -18,7 +22,7 @@ PREFETCH = 4  # batches each loader process works ahead
 # hold at that moment, and the child then waits for ever: seen with two evaluating processes. The
 # fork server has no such threads; it imports torch once, and its children start at once.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["__main__", "pipeline.loader"])
+CONTEXT.set_forkserver_preload(["pipeline.loader_server", "pipeline.loader"])
 
 
 def start_worker_server() -> None:
@@ -26,14 +30,32 @@ def start_worker_server() -> None:
     forkserver.ensure_running()
 
 
-def _outlive_signals(worker: int) -> None:
-    """Let the training process alone answer what is sent to the whole process group.
+@atexit.register
+def _end_loader_processes() -> None:
+    """At the end of a training process, whatever ended it.
 
-    It ends its loader processes itself: by message, and if need be by a second SIGTERM.
+    multiprocessing would ask them to end with SIGTERM, which they do not hear, and wait for ever.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def _tie_to_trainer(worker: int) -> None:
+    """Make a loader process end with the training process and by nothing else.
+
+    What is sent to the whole process group, the training process alone answers. If it is killed
+    outright, nobody is left to end its loaders: they watch the pipe that its death closes.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    threading.Thread(target=_end_with, args=(trainer.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 class _WorkerDataset(Dataset[Any]):
@@ -73,7 +95,7 @@ def train_loader(
         pin_memory=pin_memory,
         prefetch_factor=PREFETCH,
         multiprocessing_context=CONTEXT,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_tie_to_trainer,
     )
 
 
@@ -95,5 +117,5 @@ def eval_loader(
         num_workers=workers if batches else 0,
         pin_memory=pin_memory,
         multiprocessing_context=CONTEXT if workers and batches else None,
-        worker_init_fn=_outlive_signals if workers else None,
+        worker_init_fn=_tie_to_trainer if workers else None,
     )

@@ -41,7 +41,8 @@ class Monitor:
         self._console_s = 0.0
         self._line_open = False
         if active:  # what a killed run logged past its last commit is hidden: it comes again
-            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
+            purge = first_step + 1 if first_step else None
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
 
     def say(self, text: str) -> None:
         """Print one line of its own."""

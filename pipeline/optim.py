@@ -7,12 +7,8 @@ from torch import nn, optim
 from pipeline.config import OptimConfig
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> optim.AdamW:
-    """AdamW over the parameters that train.
-
-    Args:
-        fused: one kernel a group, for GPUs.
-    """
+def make_optimizer(model: nn.Module, config: OptimConfig) -> optim.AdamW:
+    """AdamW over the parameters that train: in one kernel, on GPUs and CPUs."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -24,7 +20,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> optim.
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return optim.AdamW(groups, lr=config.lr, fused=fused)
+    return optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:

@@ -88,7 +88,8 @@ def train_step(
         num_images=int(counts[1]),
         wait_s=counts[2] / accelerator.num_processes,
         stop=counts[3] > 0,
-        skipped=bool(accelerator.optimizer_step_was_skipped),
+        # accelerate's own answer is wrong for fused optimisers, whose kernel does the skipping.
+        skipped=not _all_finite(norm),
     )
 
 
@@ -106,9 +107,11 @@ def _sum_over_ranks(
     accelerator: Accelerator, values: Sequence[float | torch.Tensor]
 ) -> torch.Tensor:
     """Add up each value over all ranks: float64, so that counts stay exact."""
-    tensor = torch.stack(
-        [torch.as_tensor(v, dtype=torch.float64, device=accelerator.device) for v in values]
-    )
+    if isinstance(values[0], torch.Tensor):
+        tensor = torch.stack([v.double() for v in values if isinstance(v, torch.Tensor)])
+    else:  # one copy to the device, which waits for nothing
+        tensor = torch.tensor(values, dtype=torch.float64)
+        tensor = tensor.to(accelerator.device, non_blocking=True)
     total: torch.Tensor = accelerator.reduce(tensor, reduction="sum")
     return total
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "ring", "triangle", "cross")
 COLOURS = {
     "red": (214, 38, 48),
     "yellow": (252, 214, 24),
@@ -45,6 +45,7 @@ NUM_CAPTIONS = 5
 # leads, so that a greedy decoder, which follows the commonest wording, commits itself to little.
 TEMPLATES = {
     "{things} on a {background} background": 12.0,
+    "{things} in a {background} picture": 4.0,
     "there is {things} in a {background} picture": 4.0,
     "the {background} picture shows {things}": 4.0,
     "look: {sized} on a {background} background": 4.0,
@@ -111,8 +112,8 @@ def _naming_order(shape: Shape) -> tuple[int, int]:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Draws a scene: one or two shapes, less often three."""
-    (num_shapes,) = rng.choices((1, 2, 3), weights=(6, 5, 1))
+    """Draws a scene: mostly one shape, else two, now and then three."""
+    (num_shapes,) = rng.choices((1, 2, 3), weights=(14, 5, 1))
     looks = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     return Scene(
         background=rng.choice(list(BACKGROUNDS)),

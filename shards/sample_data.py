@@ -114,19 +114,18 @@ def _corners(shape: str) -> list[Point]:
         quarter = [(arm, -arm), (arm, -long), (-arm, -long)]
         turns = [(1, 0), (0, -1), (-1, 0), (0, 1)]  # cosine and sine of a quarter turn each
         return [(x * c - y * s, x * s + y * c) for c, s in turns for x, y in quarter]
-    radii = {"square": [1.0] * 4, "triangle": [1.0] * 3}[shape]
-    start = math.pi / 4 if shape == "square" else -math.pi / 2
-    angles = [start + 2 * math.pi * i / len(radii) for i in range(len(radii))]
-    return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+    angles = [2 * math.pi * i / 3 - math.pi / 2 for i in range(3)]
+    return [(math.cos(a), math.sin(a)) for a in angles]
 
 
 def _draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, centre: Point, radius: float, tilt: float, colour: Colour
 ) -> None:
     x, y, radius = centre[0] * SUPERSAMPLE, centre[1] * SUPERSAMPLE, radius * SUPERSAMPLE
-    if shape == "circle":
+    if shape in ("circle", "ring"):
         radius *= 0.92  # a circle looks larger than a pointed shape of the same radius
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        width = round(radius if shape == "circle" else radius * 0.4)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
         return
     cos, sin = math.cos(tilt) * radius, math.sin(tilt) * radius
     draw.polygon(

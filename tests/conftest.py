@@ -91,7 +91,8 @@ def train(processes: int, *settings: object) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+# The same on a machine with GPUs: what is asked of two CPU processes stays on the CPU.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def read_sample_log(prefix: Path) -> dict[int, list[object]]:

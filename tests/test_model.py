@@ -177,7 +177,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_only_matrices_decay_and_the_frozen_do_not_train() -> None:
     captioner = Captioner(TINY, VOCAB)
     captioner.encoder.backbone.conv1.requires_grad_(False)
-    decayed, plain = make_optimizer(captioner, OptimConfig(), fused=False).param_groups
+    decayed, plain = make_optimizer(captioner, OptimConfig()).param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (OptimConfig().weight_decay, 0.0)
     ids = {id(p) for p in decayed["params"]} | {id(p) for p in plain["params"]}
     assert ids == {id(p) for p in captioner.parameters() if p.requires_grad}

@@ -39,7 +39,7 @@ def test_coco_builds_verifies_and_trains_the_article_s_model(
         "--data.global_batch_size", 8,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "precision float32 (bf16 is for GPUs)" in done.stdout
+    assert "precision fp32 (bf16 is for GPUs)" in done.stdout
     shown = losses(done.stdout)
     assert shown[-1] < shown[0]
 

@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_each_precision_trains(scenes: Scenes, tmp_path: Path, precision: str) -> None:
     done = train(
         1, "--data.train", scenes.train, "--run_dir", tmp_path, "--train.steps", 40,

@@ -1,0 +1,153 @@
+"""What is settled before training: inputs read and found to fit, one run described.
+
+Nothing here starts a process group or touches a GPU, so that a mistake costs a second and one line.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import checkpoint
+from pipeline.config import Config, load_config
+from pipeline.data import ShardFolder
+from pipeline.model.captioner import Captioner
+from pipeline.order import ALGORITHM
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose inputs have been read and found to fit."""
+
+    config: Config
+    train_shards: ShardFolder
+    val_shards: ShardFolder | None
+    captioner: Captioner
+    commit: Path | None  # where it goes on from
+    num_slots: int  # positions of the sample sequence that it consumes
+    num_steps: int
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the commits."""
+        return Path(self.config.run_dir) / "checkpoints"
+
+
+def prepare(config: Config) -> Run:
+    """Read everything that a user can have got wrong, before any process group or GPU starts.
+
+    Raises:
+        ValueError: names the folder or the setting at fault.
+    """
+    train_shards = ShardFolder(Path(config.data.train))
+    val_shards = ShardFolder(Path(config.data.val)) if config.data.val else None
+    digest = train_shards.manifest.tokenizer_sha256
+    if val_shards and val_shards.manifest.tokenizer_sha256 != digest:
+        raise ValueError(
+            f"{config.data.val}: built with another tokenizer than {config.data.train}; build "
+            "both with the same tokenizer.json"
+        )
+    if config.model.encoder.batch_norm == "sync" and not torch.cuda.is_available():
+        raise ValueError("model.encoder.batch_norm: `sync` needs GPUs")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = world_size * config.train.accumulation_steps
+    if config.data.global_batch_size <= parts and config.model.encoder.batch_norm != "frozen":
+        raise ValueError(
+            f"data.global_batch_size: {config.data.global_batch_size} over {parts} parts is one "
+            "image each, and batch normalisation cannot train on one"
+        )
+    epochs, steps = config.train.epochs, config.train.steps
+    batch_size = config.data.global_batch_size
+    num_slots = min(
+        math.inf if epochs is None else epochs * len(train_shards),
+        math.inf if steps is None else steps * batch_size,
+    )
+    num_steps = -(-int(num_slots) // batch_size)
+    commit = _commit_to_resume(config, train_shards, int(num_slots), num_steps)
+    torch.manual_seed(config.seed)
+    captioner = Captioner(
+        config.model, train_shards.tokenizer.get_vocab_size(), pretrained=commit is None
+    )
+    return Run(
+        config=config,
+        train_shards=train_shards,
+        val_shards=val_shards,
+        captioner=captioner,
+        commit=commit,
+        num_slots=int(num_slots),
+        num_steps=num_steps,
+    )
+
+
+def _commit_to_resume(
+    config: Config, shards: ShardFolder, num_slots: int, num_steps: int
+) -> Path | None:
+    """The newest commit of the run folder, checked to continue this very run."""
+    commits = list(checkpoint.commits(Path(config.run_dir) / "checkpoints"))
+    if not commits:
+        return None
+    newest = commits[-1]
+    if config.train.resume == "never":
+        raise ValueError(
+            f"run_dir: {config.run_dir} holds checkpoints already; name another folder, or "
+            "say train.resume auto to go on from them"
+        )
+    checkpoint.check_commit(newest)
+    state, old = checkpoint.load_state(newest), load_config(newest / checkpoint.CONFIG)
+    if state["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
+        raise ValueError(f"data.train: {shards.folder} has another tokenizer than {newest}")
+    comparisons: list[tuple[str, Any, Any]] = [
+        ("data.train (the data set's digest)", state["digest"], shards.manifest.digest),
+        ("the sample order's version", state["algorithm"], ALGORITHM),
+        ("seed", old.seed, config.seed),
+        ("data.global_batch_size", old.data.global_batch_size, config.data.global_batch_size),
+        ("data.shuffle_block", old.data.shuffle_block, config.data.shuffle_block),
+        *_model_settings(old, config),
+    ]
+    for what, then, now in comparisons:
+        if then != now:
+            raise ValueError(
+                f"{newest}: was trained with another value of {what} ({then}, now {now}); to "
+                "train anew name another run_dir"
+            )
+    _check_position(newest, state, config.data.global_batch_size, num_slots, num_steps)
+    return newest
+
+
+def _check_position(
+    commit: Path, state: dict[str, Any], batch_size: int, num_slots: int, num_steps: int
+) -> None:
+    """Whether the run as it is now configured passes through the commit."""
+    step, consumed = state["step"], state["samples_consumed"]
+    if step > num_steps:
+        raise ValueError(
+            f"train.steps, train.epochs: end the run after {num_steps:,} steps, but {commit} has "
+            f"done {step:,} already"
+        )
+    if consumed < step * batch_size and consumed < num_slots:
+        raise ValueError(
+            f"train.steps, train.epochs: {commit} ended a run with an incomplete batch; a longer "
+            "run would have filled it, and going on would leave those samples out; to train "
+            "longer name another run_dir"
+        )
+
+
+def _model_settings(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Name, old and new value of each model setting."""
+
+    def flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in section.items():
+            inside = isinstance(value, Mapping)
+            found |= flat(value, f"{prefix}.{name}") if inside else {f"{prefix}.{name}": value}
+        return found
+
+    before, after = flat(asdict(old.model), "model"), flat(asdict(new.model), "model")
+    for settings in (before, after):  # the commit brings the weights, wherever they came from
+        weights = "model.encoder.weights"
+        settings[weights] = "given" if settings[weights] is not None else None
+    return [(name, before[name], after[name]) for name in before]
