@@ -22,7 +22,7 @@ fi
 rm -rf "$data" "$run"
 
 say "drawing pictures with captions, in COCO's layout"
-"$bin/python" -m shards sample --out "$data" --images 6000 --seed 0
+"$bin/python" -m shards sample --out "$data" --images 9000 --seed 0
 
 say "packing shards"
 "$bin/python" -m shards tokenizer --annotations "$data/annotations/captions_train2017.json" \

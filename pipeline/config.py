@@ -49,7 +49,8 @@ class EncoderConfig:
             file of that model; none means training from scratch.
         freeze: keep the convolutions as they are and train the perceptron only.
         batch_norm: `train` normalises by each process's own part of the batch and keeps the
-            main one's statistics, `sync` by the whole batch (GPUs only), `frozen` the stored ones; `auto` is train, but frozen in a backbone with
+            main one's statistics, `sync` by the whole batch (GPUs only), `frozen` by the
+            stored ones; `auto` is train, but frozen in a backbone with
             pretrained weights.
         hidden_dim: width of the perceptron's hidden layer.
         dropout: between the perceptron's two layers.

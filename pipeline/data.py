@@ -17,7 +17,7 @@ from pipeline.config import DataConfig
 from pipeline.images import center_crop, training_crop
 from pipeline.order import EMPTY_SLOT, keyed_bytes, keyed_permutation
 from shards.format import TOKENIZER, image_id_of, read_index, read_manifest
-from shards.tokenizer import BOS, EOS, PAD, load_tokenizer
+from shards.tokenizer import BOS, EOS, PAD, load_tokenizer, tokenizer_sha256
 
 MAX_OPEN_SHARDS = 64  # file descriptors a loader process holds
 
@@ -57,6 +57,17 @@ class ShardFolder:
             raise ValueError(f"{folder}: the data set {self.manifest.name!r} is empty")
         if len(self.index) != self.manifest.num_samples:
             raise ValueError(f"{folder}: index and manifest differ; run `python -m shards verify`")
+        for shard in self.manifest.shards:
+            path = folder / shard.file
+            if not path.is_file() or path.stat().st_size != shard.num_bytes:
+                raise ValueError(
+                    f"{path}: missing, or not the {shard.num_bytes:,} bytes of the manifest; run "
+                    "`python -m shards verify`"
+                )
+        if tokenizer_sha256(folder / TOKENIZER) != self.manifest.tokenizer_sha256:
+            raise ValueError(
+                f"{folder / TOKENIZER}: not the tokenizer that the shards were built with"
+            )
         self._files: dict[int, int] = {}  # shard number -> descriptor, the latest used last
 
     def __len__(self) -> int:

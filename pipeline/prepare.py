@@ -72,6 +72,7 @@ def prepare(config: Config) -> Run:
     captioner = Captioner(
         config.model, train_shards.tokenizer.get_vocab_size(), pretrained=commit is None
     )
+    _try_encoder(captioner, config)
     return Run(
         config=config,
         train_shards=train_shards,
@@ -81,6 +82,20 @@ def prepare(config: Config) -> Run:
         num_slots=int(num_slots),
         num_steps=num_steps,
     )
+
+
+@torch.no_grad()
+def _try_encoder(captioner: Captioner, config: Config) -> None:
+    """Some backbones take one size only, or none this small: better known now."""
+    size = config.data.image_size
+    captioner.encoder.eval()
+    try:
+        captioner.encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"model.encoder.name: {config.model.encoder.name} does not take pictures of "
+            f"data.image_size {size}: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _commit_to_resume(

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from shards.atomic import write_atomic
 from shards.build import ShardJob, finished_shards
 from shards.executors import run_local
 from shards.finalize import finalize
@@ -20,7 +21,7 @@ from shards.images import ImagePolicy
 from shards.plan import plan_shards
 from shards.sample_data import draw_data_set
 from shards.show import show
-from shards.sources import read_coco, source_sha256
+from shards.sources import is_utf8, read_coco, source_sha256
 from shards.tokenizer import UNK, encode, load_tokenizer, tokenizer_sha256, train_word_tokenizer
 from shards.verify import verify
 
@@ -74,9 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         "--resize-short",
         type=int,
         default=256,
-        help="shrink larger pictures to this short side, in pixels; 0 keeps the original bytes",
+        help="shrink larger pictures to this short side, in pixels; 0 keeps the original size. "
+        "A JPEG that is not shrunk keeps its bytes; PNG, WEBP, CMYK and pictures that EXIF turns "
+        "are encoded as upright RGB JPEG whatever their size",
     )
-    sub.add_argument("--quality", type=int, default=90, help="JPEG quality of resized pictures")
+    sub.add_argument("--quality", type=int, default=90, help="JPEG quality of encoded pictures")
     sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     sub.add_argument("--max-bad", type=float, default=0.01, help="share that may be quarantined")
     sub.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -109,14 +112,17 @@ def _sample(arguments: Arguments) -> int:
 
 def _tokenizer(arguments: Arguments) -> int:
     records = read_coco(arguments.annotations)
-    captions = [caption for record in records for caption in record.captions]
+    every = [caption for record in records for caption in record.captions]
+    captions = [caption for caption in every if is_utf8(caption)]  # the build leaves these out too
     tokenizer = train_word_tokenizer(captions, arguments.min_count)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(arguments.out))
+    write_atomic(arguments.out, tokenizer.to_str(pretty=True).encode())
     ids = [token for caption in captions for token in encode(tokenizer, caption)]
+    num_skipped = len(every) - len(captions)
     print(
         f"{arguments.out}: {tokenizer.get_vocab_size():,} words of {len(captions):,} captions; "
         f"{ids.count(UNK) / max(len(ids), 1):.2%} of the {len(ids):,} tokens are UNK"
+        + (f"; captions skipped, not UTF-8: {num_skipped:,}" if num_skipped else "")
     )
     return 0
 
@@ -189,7 +195,7 @@ def _print_summary(
     seconds: float,
     as_json: bool,
 ) -> None:
-    lines = (folder / QUARANTINE).read_text().splitlines()
+    lines = (folder / QUARANTINE).read_bytes().splitlines()  # str's would also split at U+2028
     reasons = Counter(json.loads(line)["reason"] for line in lines)
     summary: dict[str, Any] = {
         "images_in": num_records,

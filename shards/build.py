@@ -1,5 +1,6 @@
 """One shard job: records -> one tar and its sidecar, atomically, the same bytes every time."""
 
+import errno
 import hashlib
 import json
 import tarfile
@@ -22,11 +23,12 @@ from shards.format import (
     open_tar_for_writing,
     read_sidecar,
     shard_file,
+    shard_tars,
     sidecar_path,
     write_sidecar,
 )
 from shards.images import BadImageError, ImagePolicy, pack_image
-from shards.sources import Record
+from shards.sources import Record, is_utf8
 from shards.tokenizer import UNK, encode, load_tokenizer
 
 
@@ -52,7 +54,7 @@ def finished_shards(out_dir: Path, build: dict[str, Any], num_shards: int) -> se
         ValueError: the folder holds shards of another build.
     """
     finished = set()
-    for tar_path in out_dir.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
+    for tar_path in shard_tars(out_dir):
         path = sidecar_path(tar_path)
         if not path.exists():  # a kill between tar and sidecar: this shard is done again
             continue
@@ -124,6 +126,9 @@ def _pack_record(
     """Append one sample to the tar, its bad captions to the quarantine, its numbers to counts."""
     captions, tokens = [], []
     for position, caption in enumerate(record.captions):
+        if not is_utf8(caption):
+            quarantine.append(_quarantined(record, "caption not UTF-8", ascii(caption), position))
+            continue
         ids = encode(tokenizer, caption)
         if ids:
             captions.append(caption)
@@ -161,10 +166,18 @@ def _read_image(images_dir: Path, file_name: str) -> bytes:
     relative = Path(file_name)
     if relative.is_absolute() or ".." in relative.parts:
         raise BadImageError("unsafe file name", "leaves the image folder")
+    if not is_utf8(file_name):  # nor could the sample's JSON hold it
+        raise BadImageError("unsafe file name", "is not UTF-8")
+    if "\0" in file_name:
+        raise BadImageError("unsafe file name", "holds a NUL character")
     try:
         return (images_dir / relative).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise BadImageError("missing file", "not in the image folder") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # the name's fault; anything else is the disk's
+            raise BadImageError("unsafe file name", "longer than the disk allows") from None
+        raise
 
 
 def _quarantined(
@@ -173,13 +186,15 @@ def _quarantined(
     """One line of quarantine.jsonl. `caption` is None where the whole record is left out."""
     return {
         "image_id": record.image_id,
-        "file_name": record.file_name,
+        # A name that is not UTF-8 is written with its odd characters as \udXXX.
+        "file_name": record.file_name.encode(errors="backslashreplace").decode(),
         "caption": caption,
         "reason": reason,
         "detail": detail,
     }
 
 
-def quarantine_lines(entries: list[dict[str, Any]]) -> bytes:
-    """The contents of quarantine.jsonl."""
+def quarantine_lines(sidecars: list[Sidecar]) -> bytes:
+    """The contents of quarantine.jsonl for the shards of a build."""
+    entries = [entry for sidecar in sidecars for entry in sidecar.quarantine]
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import connection
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
@@ -42,6 +44,18 @@ def _start_worker(num_done: Any) -> None:
     global _num_done
     _num_done = num_done
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: after a kill nobody else would end it.
+
+    At once, whatever it is doing: only a temporary file is left, as after any kill.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _run_job(job: ShardJob) -> None:

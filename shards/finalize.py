@@ -14,6 +14,7 @@ from shards.format import (
     Sidecar,
     read_sidecar,
     shard_file,
+    shard_tars,
     sidecar_path,
     write_index,
     write_manifest,
@@ -33,45 +34,57 @@ def finalize(folder: Path, tokenizer: Path, max_bad: float) -> Manifest:
             much was quarantined (quarantine.jsonl is written all the same, to look at).
     """
     sidecars = read_sidecars(folder)
-    build = sidecars[0].build
-    if tokenizer_sha256(tokenizer) != build["tokenizer_sha256"]:
+    if tokenizer_sha256(tokenizer) != sidecars[0].build["tokenizer_sha256"]:
         raise ValueError(f"{tokenizer}: not the tokenizer that {folder} was built with")
-    quarantine = [entry for sidecar in sidecars for entry in sidecar.quarantine]
-    write_atomic(folder / QUARANTINE, quarantine_lines(quarantine))
+    write_atomic(folder / QUARANTINE, quarantine_lines(sidecars))
     _check_quarantine(folder, sidecars, max_bad)
     write_atomic(folder / TOKENIZER, tokenizer.read_bytes())
     write_index(folder, [sidecar.members for sidecar in sidecars])
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):  # of processes killed on the way
         leftover.unlink(missing_ok=True)
-    manifest = Manifest(
+    manifest = describe(folder, sidecars)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def describe(folder: Path, sidecars: list[Sidecar]) -> Manifest:
+    """The manifest of the data set that these sidecars and the index in `folder` make up."""
+    build = sidecars[0].build
+    return Manifest(
         name=build["name"],
         num_samples=sum(s.num_samples for s in sidecars),
         num_captions=sum(s.num_captions for s in sidecars),
         num_tokens=sum(s.num_tokens for s in sidecars),
         num_unk=sum(s.num_unk for s in sidecars),
-        num_quarantined=len(quarantine),
+        num_quarantined=sum(len(s.quarantine) for s in sidecars),
         image_policy=build["image_policy"],
         tokenizer_sha256=build["tokenizer_sha256"],
         source_sha256=build["source_sha256"],
         index_sha256=hashlib.sha256((folder / INDEX).read_bytes()).hexdigest(),
         shards=tuple(ShardEntry(s.shard, s.num_samples, s.num_bytes, s.sha256) for s in sidecars),
     )
-    write_manifest(folder, manifest)
-    return manifest
 
 
 def read_sidecars(folder: Path) -> list[Sidecar]:
     """All sidecars of a build, in shard order.
 
     Raises:
-        ValueError: none, some are missing, or they are not of one build.
+        ValueError: none, some are missing, or they are not of one build or not of their tars.
     """
-    tars = sorted(folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"))
-    sidecars = [read_sidecar(sidecar_path(tar)) for tar in tars if sidecar_path(tar).exists()]
+    paths = [sidecar_path(tar) for tar in shard_tars(folder) if sidecar_path(tar).exists()]
+    sidecars = [read_sidecar(path) for path in paths]
     if not sidecars:
         raise ValueError(f"{folder}: no finished shard in it")
     first = sidecars[0]
-    for sidecar in sidecars:
+    for path, sidecar in zip(paths, sidecars, strict=True):
+        beside = path.with_suffix(".tar").name
+        named = shard_file(sidecar.build["name"], sidecar.number)
+        if not beside == named == sidecar.shard or sidecar.number >= sidecar.num_shards:
+            raise ValueError(
+                f"{path}: says it is of {sidecar.shard}, shard {sidecar.number} of "
+                f"{sidecar.num_shards} of {sidecar.build['name']!r}; remove it and its tar and "
+                "run the build again"
+            )
         if sidecar.build != first.build or sidecar.num_shards != first.num_shards:
             raise ValueError(f"{folder}: {sidecar.shard} is of another build than {first.shard}")
     missing = set(range(first.num_shards)) - {sidecar.number for sidecar in sidecars}

@@ -18,6 +18,7 @@ import json
 import tarfile
 import zipfile
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,13 +49,22 @@ def key_of(image_id: int | str) -> str:
 
 
 def image_id_of(key: str) -> int | str:
-    """The image id of a sample key, the inverse of `key_of`."""
-    return int(key) if key.isdigit() else key
+    """The image id of a sample key, the inverse of `key_of`.
+
+    The one exception: an id that is a string of the form of a number's key, such as
+    "000000000139", comes back as the number, which has the same key.
+    """
+    return int(key) if key.isdecimal() and key_of(int(key)) == key else key
 
 
 def shard_file(name: str, number: int) -> str:
     """File name of the tar of shard `number` in the data set `name`."""
     return f"{name}-{number:06d}.tar"
+
+
+def shard_tars(folder: Path) -> list[Path]:
+    """The tars in a folder that are named as `shard_file` names them, sorted by name."""
+    return sorted(folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"))
 
 
 def canonical_json(value: Any) -> bytes:
@@ -111,6 +121,10 @@ def open_tar_for_writing(file: BinaryIO) -> tarfile.TarFile:
 # ---------------------------------------------------------------------------------------- sidecars
 
 
+# What every shard of one build shares.
+BUILD_PARTS = ("name", "image_policy", "tokenizer_sha256", "source_sha256")
+
+
 @dataclass(frozen=True)
 class Sidecar:
     """What one finished shard holds. Written after its tar, so that it vouches for it."""
@@ -118,7 +132,7 @@ class Sidecar:
     shard: str  # file name of the tar
     number: int
     num_shards: int  # of the whole build: any one sidecar tells how many there must be
-    build: dict[str, Any]  # what every shard of one build shares: options and source digests
+    build: dict[str, Any]  # BUILD_PARTS: options and source digests
     num_samples: int
     num_captions: int
     num_tokens: int
@@ -154,14 +168,20 @@ def read_sidecar(path: Path) -> Sidecar:
         ValueError: the file is not a sidecar of this format version.
     """
     value = _read_json(path, "a shard's sidecar")
+    if value.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: of format version {value.get('format_version')!r}, not {FORMAT_VERSION}; "
+            "build into a new folder, or remove this file and its tar and build again"
+        )
     try:
         value["members"] = tuple(
             Member(str(row[0]), Extent(*row[1:4]), Extent(*row[4:7])) for row in value["members"]
         )
         value["quarantine"] = tuple(value["quarantine"])
+        value["build"] = {part: value["build"][part] for part in BUILD_PARTS}
         return Sidecar(**{field.name: value[field.name] for field in fields(Sidecar)})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a sidecar of format version {FORMAT_VERSION}") from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: not a whole sidecar ({error!r})") from error
 
 
 # ------------------------------------------------------------------------------------------- index
@@ -191,19 +211,32 @@ class Index:
         return bytes(self.keys[sample]).decode()
 
 
+# The type of each column; that of the keys is as wide as the longest key.
+INDEX_TYPES = {
+    "shard_starts": "<i8",
+    "keys": "S",
+    "image_offset": "<i8",
+    "image_size": "<i8",
+    "image_crc32": "<u4",
+    "meta_offset": "<i8",
+    "meta_size": "<i8",
+    "meta_crc32": "<u4",
+}
+
+
 def write_index(folder: Path, shards: list[tuple[Member, ...]]) -> None:
     """Write index.npz for the members of each shard, in shard order."""
     members = [member for shard in shards for member in shard]
-    columns: dict[str, np.ndarray] = {
-        "shard_starts": np.cumsum([0, *(len(shard) for shard in shards)], dtype="<i8"),
-        "keys": np.array([m.key.encode() for m in members], dtype=np.bytes_),
+    columns: dict[str, list[Any]] = {
+        "shard_starts": [0, *accumulate(len(shard) for shard in shards)],
+        "keys": [m.key.encode() for m in members],
     }
     for part in ("image", "meta"):
-        for column, dtype in (("offset", "<i8"), ("size", "<i8"), ("crc32", "<u4")):
-            values = [getattr(getattr(m, part), column) for m in members]
-            columns[f"{part}_{column}"] = np.array(values, dtype=dtype)
+        for column in ("offset", "size", "crc32"):
+            columns[f"{part}_{column}"] = [getattr(getattr(m, part), column) for m in members]
+    arrays = {name: np.array(columns[name], dtype) for name, dtype in INDEX_TYPES.items()}
     with atomic_file(folder / INDEX) as file:
-        np.savez(file, **columns)  # type: ignore[arg-type]  # stored, not compressed: can be mapped
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # stored, not compressed: can be mapped
 
 
 def read_index(folder: Path) -> Index:
@@ -214,13 +247,23 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX
     try:
-        return Index(**_map_npz(path))
+        index = Index(**_map_npz(path))
+        _check_columns(index)
     except FileNotFoundError:
         raise ValueError(
             f"{folder}: no {INDEX} (is it a shard folder, and was its build finished?)"
         ) from None
-    except (TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and NumPy raise a dozen kinds on damaged headers
         raise ValueError(f"{path}: damaged index ({error}); rebuild it with finalize") from error
+    return index
+
+
+def _check_columns(index: Index) -> None:
+    for name, dtype in INDEX_TYPES.items():
+        column = getattr(index, name)
+        length = len(column) if name == "shard_starts" else len(index)
+        if not np.issubdtype(column.dtype, np.dtype(dtype).type) or column.shape != (length,):
+            raise ValueError(f"{name} is {column.dtype} of shape {column.shape}")
 
 
 def _map_npz(path: Path) -> dict[str, np.ndarray]:

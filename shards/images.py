@@ -26,7 +26,7 @@ cv2.setNumThreads(1)  # processes share the cores; threads below them would only
 class ImagePolicy:
     """How pictures are stored."""
 
-    resize_short: int  # the short side in pixels at the most; 0 keeps the original size and bytes
+    resize_short: int  # the short side in pixels at the most; 0 keeps the original size
     quality: int  # JPEG quality, 1 to 100
 
     def __post_init__(self) -> None:
@@ -139,7 +139,15 @@ def _exif_orientation(data: bytes) -> int:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            return _orientation(image)
+    except Exception:  # what libjpeg-turbo decodes, Pillow need not open
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, of an open picture; 1 where there is none that can be read."""
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # Pillow raises many kinds on broken EXIF; the pixels are what counts
         return 1
     return orientation if orientation in range(1, 9) else 1
@@ -186,7 +194,6 @@ def decode_any(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
             if image.mode.startswith("I"):  # 16 bits a channel: keep the upper eight
                 pixels = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
                 pixels = np.repeat(pixels[:, :, None], 3, axis=2)
@@ -196,6 +203,8 @@ def decode_any(data: bytes) -> np.ndarray:
                 pixels = np.asarray(Image.alpha_composite(paper, layer).convert("RGB"))
             else:
                 pixels = np.asarray(image.convert("RGB"))
+            # After the pixels: a PNG's EXIF may lie behind them, and damage to them must show.
+            orientation = _orientation(image)
     except BadImageError:
         raise
     except UnidentifiedImageError:

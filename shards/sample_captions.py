@@ -40,9 +40,10 @@ PLACES = {
 COUNTS = {1: "one shape", 2: "two shapes", 3: "three shapes"}
 NUM_CAPTIONS = 5
 
-# Template -> how often it is chosen. Each begins in its own way: what follows the first words is then
-# the picture's alone to decide, and a learner spends nothing on guessing the wording. The plainest
-# leads, so that a greedy decoder, which follows the commonest wording, commits itself to little.
+# Template -> how often it is chosen. Each begins in its own way, or nearly: what follows the first
+# words is then the picture's alone to decide, and a learner spends nothing on guessing the wording.
+# The plainest lead, so that a greedy decoder, which follows the commonest wording, commits itself
+# to little.
 TEMPLATES = {
     "{things} on a {background} background": 12.0,
     "{things} in a {background} picture": 4.0,
@@ -262,6 +263,6 @@ def _claims_hold(match: re.Match[str], scene: Scene) -> bool:
 
 
 def _seen(thing: re.Match[str], scene: Scene) -> Shape | None:
-    """The shape of the scene that a phrase such as "a large red cross in the top left" is true of."""
+    """The shape of the scene that a phrase such as "a large red cross" is true of."""
     claims = {field: word for field, word in thing.groupdict().items() if word is not None}
     return next((shape for shape in scene.shapes if claims.items() <= vars(shape).items()), None)

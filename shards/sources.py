@@ -86,6 +86,15 @@ def _check_entries(path: Path, dataset: dict[str, Any], part: str, kinds: dict[s
                 raise ValueError(f"{path}: {part}[{position}] has a negative `id`")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8: JSON may hold half an emoji (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def source_sha256(annotations: Path) -> str:
     """Digest of the annotation file: which source a data set was made of."""
     with open(annotations, "rb") as file:

@@ -6,12 +6,28 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import fields
+from itertools import accumulate
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from shards.finalize import read_sidecars
-from shards.format import INDEX, TOKENIZER, Extent, Index, Sidecar, read_index, read_manifest
+from shards.build import quarantine_lines
+from shards.finalize import describe, read_sidecars
+from shards.format import (
+    INDEX,
+    MANIFEST,
+    QUARANTINE,
+    TOKENIZER,
+    Extent,
+    Index,
+    Manifest,
+    ShardEntry,
+    Sidecar,
+    read_index,
+    read_manifest,
+    sidecar_path,
+)
 from shards.images import BadImageError, decode_rgb
 from shards.tokenizer import encode, load_tokenizer, tokenizer_sha256
 
@@ -29,27 +45,46 @@ def verify(folder: Path) -> Iterator[tuple[int, list[str]]]:
     index = read_index(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     sidecars = read_sidecars(folder)
-    faults = []
-    if hashlib.sha256((folder / INDEX).read_bytes()).hexdigest() != manifest.index_sha256:
-        faults.append(f"{INDEX}: sha256 differs from the manifest's")
-    if tokenizer_sha256(folder / TOKENIZER) != manifest.tokenizer_sha256:
-        faults.append(f"{TOKENIZER}: sha256 differs from the manifest's")
-    if [s.sha256 for s in sidecars] != [s.sha256 for s in manifest.shards]:
-        faults.append("manifest.json: lists other shards than the sidecars do")
-    for part in ("num_samples", "num_captions", "num_tokens", "num_unk"):
-        if sum(getattr(s, part) for s in sidecars) != getattr(manifest, part):
-            faults.append(f"manifest.json: {part} is not the sum over the sidecars")
-    if len(index) != manifest.num_samples:
-        faults.append(f"{INDEX}: {len(index)} samples, the manifest says {manifest.num_samples}")
+    starts = [0, *accumulate(len(sidecar.members) for sidecar in sidecars)]
+    faults = list(_manifest_faults(manifest, describe(folder, sidecars)))
+    if tokenizer_sha256(folder / TOKENIZER) != sidecars[0].build["tokenizer_sha256"]:
+        faults.append(f"{TOKENIZER}: not the tokenizer that the shards were built with")
+    quarantine = folder / QUARANTINE
+    if not quarantine.is_file() or quarantine.read_bytes() != quarantine_lines(sidecars):
+        faults.append(f"{QUARANTINE}: not the records and captions that the sidecars left out")
+    if index.shard_starts.tolist() != starts or len(index) != starts[-1]:
+        faults.append(
+            f"{INDEX}: {len(index)} samples in {len(index.shard_starts) - 1} shards, not dealt as "
+            f"the sidecars' {starts[-1]} in {len(sidecars)} are; rebuild it with finalize"
+        )
     yield 0, faults
-    for sidecar in sidecars:
-        yield sidecar.num_samples, list(_shard_faults(folder, sidecar, index, tokenizer))
+    for sidecar, first in zip(sidecars, starts, strict=False):
+        yield len(sidecar.members), list(_shard_faults(folder, sidecar, index, first, tokenizer))
+
+
+def _manifest_faults(manifest: Manifest, rebuilt: Manifest) -> Iterator[str]:
+    """Each field in which a manifest differs from the one that its folder would be given now."""
+    if manifest.index_sha256 != rebuilt.index_sha256:  # either file may be the damaged one
+        yield f"{INDEX}: its sha256 is not the index_sha256 of {MANIFEST}"
+    for field in fields(Manifest):
+        found, wanted = getattr(manifest, field.name), getattr(rebuilt, field.name)
+        if found != wanted and field.name not in ("index_sha256", "shards"):
+            yield f"{MANIFEST}: {field.name} is {found!r}, the sidecars give {wanted!r}"
+    if len(manifest.shards) != len(rebuilt.shards):
+        yield f"{MANIFEST}: {len(manifest.shards)} shards, {len(rebuilt.shards)} have sidecars"
+        return
+    for entry, should in zip(manifest.shards, rebuilt.shards, strict=True):
+        for field in fields(ShardEntry):
+            found, wanted = getattr(entry, field.name), getattr(should, field.name)
+            if found != wanted:
+                yield f"{MANIFEST}: {field.name} of {should.file} is {found!r}, not {wanted!r}"
 
 
 def _shard_faults(
-    folder: Path, sidecar: Sidecar, index: Index, tokenizer: Tokenizer
+    folder: Path, sidecar: Sidecar, index: Index, first: int, tokenizer: Tokenizer
 ) -> Iterator[str]:
     path = folder / sidecar.shard
+    yield from _sidecar_faults(path, sidecar)
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sidecar.sha256:
             yield f"{path.name}: sha256 differs from its sidecar's"
@@ -60,11 +95,11 @@ def _shard_faults(
                     yield f"{path.name}: its members are not those of its sidecar"
         except tarfile.TarError as error:
             yield f"{path.name}: not a readable tar ({error})"
-        first = int(index.shard_starts[sidecar.number])
-        for position, member in enumerate(sidecar.members):
+        for sample, member in enumerate(sidecar.members, start=first):
             where = f"{path.name}: {member.key}"
-            if _index_row(index, first + position) != (member.key, member.image, member.meta):
-                yield f"{where}: {INDEX} says otherwise than the sidecar"
+            wanted = (member.key.encode(), member.image, member.meta)
+            if sample < len(index) and _index_row(index, sample) != wanted:
+                yield f"{where}: {INDEX} says otherwise than {sidecar_path(path).name}"
             for part, extent in (("jpg", member.image), ("json", member.meta)):
                 data = os.pread(file.fileno(), extent.size, extent.offset)
                 if zlib.crc32(data) != extent.crc32:
@@ -75,12 +110,22 @@ def _shard_faults(
                     yield from _meta_faults(where, data, tokenizer)
 
 
-def _index_row(index: Index, sample: int) -> tuple[str, Extent, Extent] | None:
-    if sample >= len(index):
-        return None
+def _sidecar_faults(path: Path, sidecar: Sidecar) -> Iterator[str]:
+    name = sidecar_path(path).name
+    left_out = sum(entry["caption"] is None for entry in sidecar.quarantine)
+    for part, wanted in (
+        ("num_samples", len(sidecar.members)),
+        ("num_records", len(sidecar.members) + left_out),
+        ("num_bytes", path.stat().st_size),
+    ):
+        if getattr(sidecar, part) != wanted:
+            yield f"{name}: {part} is {getattr(sidecar, part)}, there are {wanted}"
+
+
+def _index_row(index: Index, sample: int) -> tuple[bytes, Extent, Extent]:
     image = (index.image_offset[sample], index.image_size[sample], index.image_crc32[sample])
     meta = (index.meta_offset[sample], index.meta_size[sample], index.meta_crc32[sample])
-    return index.key(sample), Extent(*map(int, image)), Extent(*map(int, meta))
+    return bytes(index.keys[sample]), Extent(*map(int, image)), Extent(*map(int, meta))
 
 
 def _image_faults(where: str, data: bytes) -> Iterator[str]:

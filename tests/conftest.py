@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shards.sample_data import draw_data_set
+
+# A deadline a case would fail on a busy machine and say nothing about the code.
+settings.register_profile("capstream", deadline=None)
+settings.load_profile("capstream")
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"

@@ -10,10 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Who may import whom inside the project; see docs/design.md.
 LAYERS = [
     {"config", "order", "images", "exits"},
+    {"loader_server"},
     {"data", "model", "decode", "loss", "optim", "metrics", "sheet", "checkpoint"},
     {"buffers", "loader", "generate", "processes"},
     {"step", "evaluate", "caption"},
-    {"monitor"},
+    {"monitor", "prepare"},
     {"train"},
 ]
 FROM_SHARDS = {"format", "tokenizer", "atomic", "images"}

@@ -44,16 +44,15 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.backbone = load_backbone(config.name, config.weights if pretrained else None)
-        name, features = _find_classifier(self.backbone, config.name)
-        setattr(self.backbone, name, make_perceptron(features, dim, config))
+        name, before, features = _find_classifier(self.backbone, config.name)
+        perceptron = make_perceptron(features, dim, config)
         if config.freeze:
-            for part, module in self.backbone.named_children():
-                if part != name:
-                    module.requires_grad_(False)
+            self.backbone.requires_grad_(False)
+        setattr(self.backbone, name, nn.Sequential(*before, *perceptron))
         if config.batch_norm == "sync":
             self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
         every = list(batch_norms(self.backbone))
-        perceptrons = set(batch_norms(getattr(self.backbone, name)))
+        perceptrons = set(batch_norms(perceptron))
         self._frozen: list[nn.Module] = []
         if config.batch_norm == "frozen":
             self._frozen = every
@@ -139,12 +138,17 @@ def load_backbone(name: str, weights: str | None) -> nn.Module:
     return backbone
 
 
-def _find_classifier(backbone: nn.Module, name: str) -> tuple[str, int]:
-    """Name of the classifier and the number of features that enter it."""
+def _find_classifier(backbone: nn.Module, name: str) -> tuple[str, list[nn.Module], int]:
+    """Name of the classifier, what it does before its first linear layer (flattening, norms), and
+    the number of features that enter that layer."""
     for part in CLASSIFIERS:
         classifier = getattr(backbone, part, None)
-        if classifier is not None:
-            for layer in classifier.modules():
-                if isinstance(layer, nn.Linear):
-                    return part, layer.in_features
+        if classifier is None:
+            continue
+        before: list[nn.Module] = []
+        for layer in list(classifier.children()) or [classifier]:
+            if isinstance(layer, nn.Linear):
+                return part, before, layer.in_features
+            if not isinstance(layer, nn.Dropout):  # the perceptron has its own
+                before.append(layer)
     raise ValueError(f"model.encoder.name: {name} ends in no linear classifier to replace")

@@ -1,0 +1,78 @@
+"""However a training run ends, all its processes end with it, and nothing committed is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ONE_THREAD, ROOT, Scenes, train, train_command
+
+from pipeline import checkpoint
+from pipeline.exits import STOPPED
+from shards.format import read_manifest
+
+
+def start(log: Path, *settings: object) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own, and wait until it has done three steps."""
+    process = subprocess.Popen(
+        train_command(1, *settings, "--monitor.sample_log", log),
+        cwd=ROOT, env=ONE_THREAD, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    lines = Path(f"{log}.rank0.jsonl")
+    deadline = time.monotonic() + 120
+    while not (lines.exists() and len(lines.read_text().splitlines()) > 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def test_a_damaged_sample_ends_a_run_with_loader_processes(scenes: Scenes, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(scenes.train, damaged)
+    tar = damaged / read_manifest(damaged).shards[2].file
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1  # in the first picture
+    tar.write_bytes(data)
+    started = time.monotonic()
+    done = train(
+        1, "--data.train", damaged, "--run_dir", tmp_path / "run", "--data.workers", 2,
+        "--train.epochs", 1,
+    )  # fmt: skip
+    assert done.returncode not in (0, 2, STOPPED)
+    assert "crc32" in done.stderr
+    assert str(tar) in done.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_nothing_is_left_of_a_killed_run(scenes: Scenes, tmp_path: Path) -> None:
+    process = start(
+        tmp_path / "log", "--data.train", scenes.train, "--run_dir", tmp_path / "run",
+        "--data.workers", 2, "--train.epochs", 500,
+    )  # fmt: skip
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3  # two loaders and the server that they were forked from
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_whole_group_commits(
+    scenes: Scenes, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    process = start(
+        tmp_path / "log", "--data.train", scenes.train, "--run_dir", run,
+        "--data.workers", 2, "--train.epochs", 500, "--train.accumulation_steps", 2,
+    )  # fmt: skip
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=60) == STOPPED
+    (commit,) = checkpoint.commits(run / "checkpoints")
+    checkpoint.check_commit(commit)
