@@ -123,6 +123,8 @@ def open_tar_for_writing(file: BinaryIO) -> tarfile.TarFile:
 
 # What every shard of one build shares.
 BUILD_PARTS = ("name", "image_policy", "tokenizer_sha256", "source_sha256")
+# What is told of each record or caption that was left out; `caption` is its position, or None.
+QUARANTINE_PARTS = ("caption", "detail", "file_name", "image_id", "reason")
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,13 @@ def read_sidecar(path: Path) -> Sidecar:
         value["members"] = tuple(
             Member(str(row[0]), Extent(*row[1:4]), Extent(*row[4:7])) for row in value["members"]
         )
-        value["quarantine"] = tuple(value["quarantine"])
+        value["quarantine"] = tuple(
+            {part: entry[part] for part in QUARANTINE_PARTS} for entry in value["quarantine"]
+        )
+        canonical_json(value["quarantine"])  # damage may make text that is not UTF-8
         value["build"] = {part: value["build"][part] for part in BUILD_PARTS}
         return Sidecar(**{field.name: value[field.name] for field in fields(Sidecar)})
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, UnicodeEncodeError) as error:
         raise ValueError(f"{path}: not a whole sidecar ({error!r})") from error
 
 

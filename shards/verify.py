@@ -77,7 +77,11 @@ def _manifest_faults(manifest: Manifest, rebuilt: Manifest) -> Iterator[str]:
         for field in fields(ShardEntry):
             found, wanted = getattr(entry, field.name), getattr(should, field.name)
             if found != wanted:
-                yield f"{MANIFEST}: {field.name} of {should.file} is {found!r}, not {wanted!r}"
+                sidecar = sidecar_path(Path(should.file))
+                yield (
+                    f"{MANIFEST}: {field.name} of {should.file} is {found!r}, "
+                    f"its sidecar {sidecar} gives {wanted!r}"
+                )
 
 
 def _shard_faults(

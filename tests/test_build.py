@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 import webdataset
-from conftest import Scenes, build_shards, run_shards
+from conftest import ROOT, Scenes, build_shards, run_shards
 
-from shards.format import read_index, read_manifest
+from shards.format import Manifest, read_index, read_manifest
+from shards.verify import verify
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -117,6 +124,68 @@ def test_what_is_bad_is_named_counted_and_left_out(scenes: Scenes, tmp_path: Pat
     assert run_shards("verify", out).returncode == 0
 
 
+def test_text_that_is_not_utf8_is_left_out(scenes: Scenes, tmp_path: Path) -> None:
+    folder, annotations = coco_folder(scenes, tmp_path / "data")
+    names = ["a\0.jpg", "b\ud83d.jpg", "c" * 300 + ".jpg", "line\u2028two.jpg"]
+    images = annotations["images"]
+    for image, name in zip(images, names, strict=False):
+        image["file_name"] = name
+    half_emoji = next(e for e in annotations["annotations"] if e["image_id"] == images[9]["id"])
+    half_emoji["caption"] = "a circle \ud83d"
+    save_annotations(folder, annotations)
+    tokenizer = tmp_path / "tokenizer.json"
+    done = run_shards(
+        "tokenizer", "--annotations", folder / "annotations" / "captions_train2017.json",
+        "--out", tokenizer, "--min-count", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert " of 314 captions;" in done.stdout
+    assert "captions skipped, not UTF-8: 1" in done.stdout
+
+    out = tmp_path / "out"
+    done = run_shards(*build_command(folder, scenes, out, "--max-bad", 0.1, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["quarantined"] == {
+        "caption not UTF-8": 1, "missing file": 1, "unsafe file name": 3,
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_bytes().splitlines()]
+    told = {line["image_id"]: (line["file_name"], line["caption"]) for line in lines}
+    assert told == {
+        images[0]["id"]: ("a\0.jpg", None),
+        images[1]["id"]: ("b\\ud83d.jpg", None),
+        images[2]["id"]: (names[2], None),
+        images[3]["id"]: (names[3], None),
+        images[9]["id"]: (images[9]["file_name"], 0),
+    }
+    assert run_shards("verify", out).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_build_leaves_no_process(scenes: Scenes, tmp_path: Path, number: int) -> None:
+    folder, annotations = coco_folder(scenes, tmp_path / "data")
+    endless = folder / "train2017" / annotations["images"][0]["file_name"]
+    endless.unlink()
+    os.mkfifo(endless)  # its reader waits for ever: the kill always comes amid the work
+    command = build_command(folder, scenes, tmp_path / "out", "--workers", 2)
+    build = psutil.Popen(
+        [sys.executable, "-m", "shards", *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    children: list[psutil.Process] = []
+    try:
+        while len(list((tmp_path / "out").glob("train-*.json"))) < 6:  # of 7 shards
+            assert build.poll() is None
+            time.sleep(0.05)
+        children = build.children(recursive=True)
+        assert len(children) >= 2
+        build.send_signal(number)
+        build.wait()
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+    finally:
+        for process in [build, *children]:
+            if process.is_running():
+                process.kill()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -166,16 +235,114 @@ def test_verify_finds_any_flipped_byte(scenes: Scenes, tmp_path: Path) -> None:
     assert json.loads(run_shards("verify", scenes.train, "--json").stdout) == {
         "images": 63, "faults": [],
     }  # fmt: skip
+    spoilt = quarantining_build(scenes, tmp_path)
+    kinds = {
+        "train-000000.tar", "train-000000.json", "index.npz", "manifest.json", "tokenizer.json",
+        "quarantine.jsonl",
+    }  # fmt: skip
+    assert kinds <= {path.name for path in spoilt.iterdir()}
+    for name in sorted(kinds):
+        whole = (spoilt / name).read_bytes()
+        for share in (0.1, 0.5, 0.9):
+            data = bytearray(whole)
+            data[int(len(data) * share)] ^= 0x02  # a digit stays a digit: JSON stays JSON
+            (spoilt / name).write_bytes(data)
+            faults = faults_of(spoilt)
+            assert name in "\n".join(faults), (name, share, faults)
+        (spoilt / name).write_bytes(whole)
+    assert faults_of(spoilt) == []
+
+
+def quarantining_build(scenes: Scenes, tmp_path: Path) -> Path:
+    """A data set of one shard of a few samples, with one caption in quarantine."""
+    folder, annotations = coco_folder(scenes, tmp_path / "data")
+    annotations["images"] = annotations["images"][:3]
+    kept = {image["id"] for image in annotations["images"]}
+    annotations["annotations"] = [e for e in annotations["annotations"] if e["image_id"] in kept]
+    annotations["annotations"][0]["caption"] = " "
+    save_annotations(folder, annotations)
+    done = run_shards(*build_command(folder, scenes, tmp_path / "spoilt", "--max-bad", 0.5))
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "spoilt"
+
+
+def faults_of(folder: Path) -> list[str]:
+    """What `verify` says of a data set, its refusal to read it included."""
+    try:
+        return [fault for _, faults in verify(folder) for fault in faults]
+    except ValueError as error:
+        return [str(error)]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])
+def test_verify_names_the_manifest_field_that_differs(
+    scenes: Scenes, tmp_path: Path, field: str
+) -> None:
     out = tmp_path / "train"
-    for name in ("train-000003.tar", "index.npz", "tokenizer.json"):
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(scenes.train, out)
-        data = bytearray((out / name).read_bytes())
-        data[len(data) // 2] ^= 0x20
-        (out / name).write_bytes(data)
-        done = run_shards("verify", out)
-        assert done.returncode in (1, 2), name
-        assert name in done.stdout + done.stderr
+    shutil.copytree(scenes.train, out)
+    value = json.loads((out / "manifest.json").read_text())
+    if field == "shards":
+        value["shards"].pop()
+    elif isinstance(value[field], dict):
+        value[field]["resize_short"] = 47
+    else:
+        value[field] = value[field] + 1 if isinstance(value[field], int) else "x"
+    (out / "manifest.json").write_text(json.dumps(value))
+    (fault,) = faults_of(out)
+    assert "manifest.json" in fault
+    assert field in fault
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [("file", "x.tar"), ("num_samples", 1), ("num_bytes", 1), ("sha256", "x")],
+)
+def test_verify_names_the_shard_entry_that_differs(
+    scenes: Scenes, tmp_path: Path, field: str, wrong: object
+) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    value = json.loads((out / "manifest.json").read_text())
+    value["shards"][2][field] = wrong
+    (out / "manifest.json").write_text(json.dumps(value))
+    (fault,) = faults_of(out)
+    assert fault.startswith(f"manifest.json: {field} of train-000002.tar is {wrong!r}")
+
+
+def test_verify_names_an_index_of_fewer_shards(scenes: Scenes, tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    shutil.copy(scenes.val / "index.npz", out)
+    done = run_shards("verify", out)
+    assert done.returncode == 1
+    assert "index.npz: 7 samples in 1 shards" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sidecar_of_another_format_version_is_refused(scenes: Scenes, tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    sidecar = out / "train-000002.json"
+    sidecar.write_text(sidecar.read_text().replace('"format_version":1', '"format_version":2'))
+    options = ("--resize-short", 48)
+    for command in (("verify", out), build_command(scenes.data, scenes, out, *options)):
+        done = run_shards(*command)
+        assert done.returncode == 2
+        assert f"{sidecar}: of format version 2, not 1" in done.stderr
+        assert len(done.stderr.splitlines()) == 1 or command[0] == "verify"  # its progress bar
+
+
+def test_a_tokenizer_is_written_whole_or_not_at_all(scenes: Scenes, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    annotations = scenes.data / "annotations" / "captions_val2017.json"
+    done = run_shards(
+        "tokenizer", "--annotations", annotations, "--out", taken, "--min-count", 1
+    )  # a folder cannot be replaced by a file: the writing fails at its last step
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert str(taken) in done.stderr
+    assert list(tmp_path.iterdir()) == [taken]
 
 
 def test_show_prints_captions_and_tokens(scenes: Scenes) -> None:

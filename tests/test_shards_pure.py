@@ -47,6 +47,17 @@ def test_a_key_gives_its_image_id_back(image_id: int) -> None:
     assert image_id_of(key_of(image_id)) == image_id
 
 
+@given(st.text("0123456789abcdefghijklmnopqrstuvwxyz_-", min_size=1))
+def test_a_string_stays_a_string_unless_it_is_a_numbers_key(image_id: str) -> None:
+    is_number = image_id.isdigit() and f"{int(image_id):012d}" == image_id
+    assert image_id_of(key_of(image_id)) == (int(image_id) if is_number else image_id)
+
+
+@pytest.mark.parametrize("image_id", ["123", "0007", "0000000000123", "000000000139"])
+def test_ids_of_digits(image_id: str) -> None:
+    assert image_id_of(image_id) == (139 if image_id == "000000000139" else image_id)
+
+
 @pytest.mark.parametrize("image_id", [-1, True, 1.5, "", "A b", "../x", None])
 def test_an_impossible_image_id_is_refused(image_id: object) -> None:
     with pytest.raises(ValueError, match="image id"):
@@ -144,6 +155,31 @@ def test_rotated_pictures_come_out_upright(orientation: int) -> None:
     assert (height, width) == upright.shape[:2]
     assert abs(decode_rgb(packed).astype(int) - upright).mean() < 3
     assert abs(decode_any(data).astype(int) - upright).mean() < 3
+
+
+BROKEN_EXIF = (b"", b"oops", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x05\x01\x12\0")
+
+
+@pytest.mark.parametrize("rest", BROKEN_EXIF)
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGB", "WEBP")]
+)
+def test_broken_exif_does_not_spoil_the_pixels(mode: str, kind: str, rest: bytes) -> None:
+    source = Image.fromarray(picture(64, 48)).convert(mode)
+    data = encoded(source, kind, exif=b"Exif\0\0" + rest)
+    wanted = np.asarray(source.convert("RGB")).astype(int)
+    packed, width, height = pack_image(data, KEEP)
+    assert (width, height) == (64, 48)
+    assert abs(decode_rgb(packed).astype(int) - wanted).mean() < 6
+    assert abs(decode_any(data).astype(int) - wanted).mean() < 6
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("RGB", "PNG"), ("RGB", "WEBP")])
+def test_every_kind_of_picture_is_turned_upright(mode: str, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(picture(64, 48)).convert(mode), kind, exif=exif)
+    assert pack_image(data, KEEP)[1:] == (48, 64)
 
 
 @pytest.mark.parametrize(
