@@ -131,9 +131,9 @@ class TrainDataset(Dataset[Batch]):
         captions: list[list[list[int]]] = []
         for row, (epoch, sample) in enumerate(slots.tolist()):
             if sample == EMPTY_SLOT:
-                # Batch normalisation sees every picture: another real one stands in, if there is
-                # one. Real slots come first.
-                pixels[row] = pixels[0] if ids else 0
+                # Black, and not a copy of a neighbour: where all pictures are one, batch
+                # normalisation divides by nothing and the gradient overflows (docs/log.md).
+                pixels[row] = 0
                 captions.append([])
                 continue
             key, image, meta = self.shards.read(sample)

@@ -13,7 +13,6 @@ of ids a caption, without begin and end marks).
 """
 
 import hashlib
-import io
 import json
 import tarfile
 import zipfile
@@ -106,11 +105,39 @@ def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     Returns:
         The offset of the data in the tar, in bytes.
     """
+    assert tar.fileobj is not None
+    header = ustar_header(name, len(data))
+    offset = tar.offset + len(header)
+    padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+    tar.fileobj.write(b"".join((header, data, padding)))
+    tar.offset = offset + len(data) + len(padding)
+    return offset
+
+
+def ustar_header(name: str, size: int) -> bytes:
+    """The 512 bytes before a file of `size` bytes, as tarfile writes them, in a tenth of its time.
+
+    Source: POSIX.1-2017, pax, "ustar Interchange Format".
+    """
+    field = name.encode()
+    if len(field) > tarfile.LENGTH_NAME:
+        return _tarfile_header(name, size)  # a long name is split into prefix and name
+    header = bytearray(_NAMELESS)
+    header[: len(field)] = field
+    header[124:135] = b"%011o" % size
+    header[148:156] = b" " * 8  # how the checksum counts itself
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
+
+
+def _tarfile_header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
-    info.size = len(data)
+    info.size = size
     info.mode = 0o644  # the rest of a fresh TarInfo is zero: mtime, uid, gid
-    tar.addfile(info, io.BytesIO(data))
-    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+_NAMELESS = _tarfile_header("", 0)
 
 
 def open_tar_for_writing(file: BinaryIO) -> tarfile.TarFile:

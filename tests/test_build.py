@@ -329,7 +329,7 @@ def test_a_sidecar_of_another_format_version_is_refused(scenes: Scenes, tmp_path
         done = run_shards(*command)
         assert done.returncode == 2
         assert f"{sidecar}: of format version 2, not 1" in done.stderr
-        assert len(done.stderr.splitlines()) == 1 or command[0] == "verify"  # its progress bar
+        assert "Traceback" not in done.stderr
 
 
 def test_a_tokenizer_is_written_whole_or_not_at_all(scenes: Scenes, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from shards.format import add_to_tar, image_id_of, key_of, open_tar_for_writing
+from shards.format import add_to_tar, image_id_of, key_of, open_tar_for_writing, ustar_header
 from shards.images import BadImageError, ImagePolicy, decode_any, decode_rgb, pack_image
 from shards.plan import plan_shards
 from shards.tokenizer import (
@@ -232,6 +232,20 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 
 
 # -------------------------------------------------------------------------------------------- tars
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(0, 8**11 - 1))
+def test_a_tar_header_is_that_of_tarfile(name: str, size: int) -> None:
+    name = name.encode(errors="replace").decode().replace("\0", "0")
+    info = tarfile.TarInfo(name)
+    info.size = size
+    try:
+        expected = info.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError:  # longer than ustar can hold
+        with pytest.raises(ValueError, match="name is too long"):
+            ustar_header(name, size)
+    else:
+        assert ustar_header(name, size) == expected
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=6))
