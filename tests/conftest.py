@@ -88,11 +88,14 @@ def train_command(processes: int, *settings: object) -> list[str]:
     return [*map(str, start), *map(str, TINY), *map(str, settings)]
 
 
-def train(processes: int, *settings: object) -> subprocess.CompletedProcess[str]:
+def train(
+    processes: int, *settings: object, on_gpu: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Train a tiny model to the end."""
     return subprocess.run(
         train_command(processes, *settings),
-        capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD, check=False, timeout=200,
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=400,
+        env=None if on_gpu else ONE_THREAD,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from conftest import run_shards, train
 
 
@@ -58,3 +59,31 @@ def test_flickr8k_builds_in_one_command(real_data: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["images_packed"], summary["captions"]) == (1000, 5000)
+
+
+@pytest.mark.slow
+def test_flickr8k_trains_and_captions_its_validation_split(real_data: Path, tmp_path: Path) -> None:
+    """All 6,000 images, 50 steps on two processes, a small encoder at a small size."""
+    flickr = real_data / "flickr8k"
+    tokenizer = tmp_path / "tokenizer.json"
+    assert run_shards("tokenizer", "--annotations", flickr / "annotations" / "captions_train.json",
+                      "--out", tokenizer).returncode == 0  # fmt: skip
+    for split, count in (("train", 6000), ("val", 1000)):
+        done = run_shards(
+            "build", "--images", flickr / "images" / split, "--name", split, "--json",
+            "--annotations", flickr / "annotations" / f"captions_{split}.json",
+            "--tokenizer", tokenizer, "--out", tmp_path / split, "--workers", 2,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["images_packed"] == count
+    done = train(
+        2, "--data.train", tmp_path / "train", "--data.val", tmp_path / "val",
+        "--run_dir", tmp_path / "run", "--train.steps", 50, "--monitor.log_every", 10,
+        "--model.encoder.name", "shufflenet_v2_x1_0", "--data.image_size", 64,
+        "--model.dim", 256, "--model.encoder.hidden_dim", 256, "--model.decoder.hidden_dim", 256,
+        "--data.global_batch_size", 48, "--data.workers", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown = losses(done.stdout)
+    assert shown[-1] < shown[0]
+    assert "CIDEr" in done.stdout

@@ -17,7 +17,7 @@ pytestmark = [
 def test_each_precision_trains(scenes: Scenes, tmp_path: Path, precision: str) -> None:
     done = train(
         1, "--data.train", scenes.train, "--run_dir", tmp_path, "--train.steps", 40,
-        "--train.precision", precision, "--monitor.log_every", 5, "--data.workers", 2,
+        "--train.precision", precision, "--monitor.log_every", 5, "--data.workers", 2, on_gpu=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"on cuda; precision {precision};" in done.stdout
