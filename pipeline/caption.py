@@ -25,6 +25,8 @@ def read_picture(path: Path, size: int) -> np.ndarray:
     Raises:
         ValueError: the file is missing or not a whole picture.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
     try:
         pixels = decode_any(path.read_bytes())
     except (OSError, BadImageError) as error:
@@ -64,6 +66,7 @@ def main() -> None:
         else:
             print(f"{path}: {picture.caption}")
     if arguments.sheet:
+        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(pictures).save(arguments.sheet)
 
 

@@ -145,6 +145,8 @@ def check_commit(path: Path) -> None:
     """
     if not path.is_dir():
         raise ValueError(f"{path}: no such checkpoint")
+    if not any((path / name).exists() for name in (FILES, MODEL, STATE)):
+        raise ValueError(f"{path}: not a checkpoint, such as RUN_DIR/checkpoints/best")
     try:
         digests = json.loads((path / FILES).read_bytes())
         expected = {MODEL, OPTIMIZER, STATE, CONFIG, TOKENIZER}
@@ -163,8 +165,9 @@ def check_commit(path: Path) -> None:
 
 
 def _damaged(path: Path, why: str) -> ValueError:
-    others = [other.name for other in commits(path.parent) if other.name != path.name]
-    way_on = f"; delete the folder to go on from {others[-1]}" if others else ""
+    path = path.resolve()  # what `best` links to
+    older = [other.name for other in commits(path.parent) if other.name < path.name]
+    way_on = f"; delete the folder to go on from {older[-1]}" if older else ""
     return ValueError(f"{path}: damaged checkpoint ({why}){way_on}")
 
 

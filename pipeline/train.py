@@ -303,6 +303,8 @@ def _first_line(accelerator: Accelerator, run: Run, progress: Progress) -> str:
     if precision != "fp32" and accelerator.mixed_precision == "no":
         precision = f"fp32 ({precision} is for GPUs)"
     start = f"from step {progress.step:,}" if run.commit else "from the beginning"
+    if progress.step >= run.num_steps:
+        start = "all done already (train.steps and train.epochs set the end)"
     return (
         f"{accelerator.num_processes} process{plural} on {accelerator.device.type}{backend}; "
         f"precision {precision}; {len(run.train_shards):,} images, digest "

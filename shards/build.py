@@ -170,10 +170,13 @@ def _read_image(images_dir: Path, file_name: str) -> bytes:
         raise BadImageError("unsafe file name", "is not UTF-8")
     if "\0" in file_name:
         raise BadImageError("unsafe file name", "holds a NUL character")
+    path = images_dir / relative
     try:
-        return (images_dir / relative).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise BadImageError("missing file", "not in the image folder") from None
+        if not path.is_file():  # a named pipe or a device would be read for ever
+            raise BadImageError("missing file", "no such file in the image folder")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadImageError("missing file", "vanished from the image folder") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # the name's fault; anything else is the disk's
             raise BadImageError("unsafe file name", "longer than the disk allows") from None
