@@ -1,15 +1,14 @@
 """One shard job: records -> one tar and its sidecar, atomically, the same bytes every time."""
 
-import errno
 import hashlib
-import json
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
@@ -21,15 +20,15 @@ from shards.format import (
     add_to_tar,
     canonical_json,
     open_tar_for_writing,
-    read_sidecar,
     shard_file,
-    shard_tars,
-    sidecar_path,
     write_sidecar,
 )
+from shards.guard import Packed, bounded, bounded_in_own_process
 from shards.images import BadImageError, ImagePolicy, pack_image
-from shards.sources import Record, is_utf8
-from shards.tokenizer import UNK, encode, load_tokenizer
+from shards.pictures import read_picture, read_pictures
+from shards.sources.record import Record, is_utf8
+from shards.storage import is_remote
+from shards.tokenizer import UNK, encode_all, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,75 +38,88 @@ class ShardJob:
     images_dir: Path
     out_dir: Path
     tokenizer: Path
-    name: str
     number: int
     num_shards: int
-    policy: ImagePolicy
     build: dict[str, Any]  # recorded in the sidecar; shards of one data set agree on it
     records: tuple[Record, ...]
 
+    @property
+    def tar_path(self) -> Path:
+        """Where the shard is to lie."""
+        return self.out_dir / shard_file(self.build["name"], self.number)
 
-def finished_shards(out_dir: Path, build: dict[str, Any], num_shards: int) -> set[int]:
-    """Numbers of the shards that earlier runs of the same build finished.
 
-    Raises:
-        ValueError: the folder holds shards of another build.
+@dataclass(frozen=True)
+class Suspicion:
+    """What is known when a shard's process died: the shard is done again with more care.
+
+    With care every picture is decoded in a process of its own, which may die alone.
     """
-    finished = set()
-    for tar_path in shard_tars(out_dir):
-        path = sidecar_path(tar_path)
-        if not path.exists():  # a kill between tar and sidecar: this shard is done again
-            continue
-        sidecar = read_sidecar(path)
-        if sidecar.build != build or sidecar.num_shards != num_shards:
-            raise ValueError(
-                f"{out_dir}: holds shards built from another source, tokenizer or options; "
-                "choose another --out or remove it"
-            )
-        if tar_path.stat().st_size == sidecar.num_bytes:
-            finished.add(sidecar.number)
-    return finished
+
+    position: int | None = None  # the record that took too long; None: nobody knows
+    reason: str = ""
 
 
-def build_shard(job: ShardJob, on_record: Callable[[], None]) -> Sidecar:
+def build_shard(
+    job: ShardJob, on_record: Callable[[int], None], suspicion: Suspicion | None = None
+) -> None:
     """Write the job's tar, then its sidecar.
 
     Args:
-        on_record: called after each record, for progress.
+        on_record: called with the position of each record before it is begun, and at the end with
+            the number of records.
+        suspicion: None unless a process died of this shard.
     Raises:
-        OSError: the disk's own failures (full, read-only, I/O error): not a record's fault.
+        OSError: the machine's own failures (full disk, read-only, I/O error), not a record's fault.
     """
     tokenizer = _tokenizer(job.tokenizer)
+    policy = ImagePolicy(**job.build["image_policy"])
     members: list[Member] = []
     quarantine: list[dict[str, Any]] = []
-    counts = {"num_captions": 0, "num_tokens": 0, "num_unk": 0}
-    tar_path = job.out_dir / shard_file(job.name, job.number)
-    with atomic_file(tar_path) as file:
+    lengths: Counter[int] = Counter()
+    num_unk = 0
+    with atomic_file(job.tar_path) as file:
         with open_tar_for_writing(file) as tar:
-            for record in job.records:
+            pictures = read_pictures(job.images_dir, job.records)
+            for position, (record, read) in enumerate(pictures):
+                on_record(position)
+                captions, tokens, bad_captions = tokenise(record, tokenizer)
+                quarantine += bad_captions
                 try:
-                    members.append(_pack_record(tar, record, job, tokenizer, quarantine, counts))
+                    if not captions:
+                        raise BadImageError("no caption", "nothing to train on")
+                    if suspicion and suspicion.position == position:
+                        raise BadImageError("too costly", suspicion.reason)
+                    packed = _pack(job.images_dir, record, read(), policy, suspicion is not None)
                 except BadImageError as error:
                     quarantine.append(_quarantined(record, error.reason, error.detail))
-                on_record()
+                    continue
+                members.append(_add_sample(tar, record, packed, captions, tokens))
+                lengths.update(map(len, tokens))
+                num_unk += sum(ids.count(UNK) for ids in tokens)
         num_bytes = file.tell()
-    with open(tar_path, "rb") as written:
-        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-    sidecar = Sidecar(
-        shard=tar_path.name,
-        number=job.number,
-        num_shards=job.num_shards,
-        build=job.build,
-        num_samples=len(members),
-        num_bytes=num_bytes,
-        sha256=sha256,
-        members=tuple(members),
-        quarantine=tuple(quarantine),
-        num_records=len(job.records),
-        **counts,
+        file.seek(0)
+        sha256 = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+    on_record(len(job.records))
+    write_sidecar(
+        job.out_dir,
+        Sidecar(
+            shard=job.tar_path.name,
+            number=job.number,
+            num_shards=job.num_shards,
+            build=job.build,
+            num_records=len(job.records),
+            num_samples=len(members),
+            num_captions=lengths.total(),
+            num_tokens=sum(length * count for length, count in lengths.items()),
+            num_unk=num_unk,
+            caption_lengths=tuple(sorted(lengths.items())),
+            num_bytes=num_bytes,
+            sha256=sha256,
+            members=tuple(members),
+            quarantine=tuple(quarantine),
+        ),
     )
-    write_sidecar(job.out_dir, sidecar)
-    return sidecar
 
 
 @lru_cache(maxsize=1)
@@ -115,29 +127,50 @@ def _tokenizer(path: Path) -> Tokenizer:
     return load_tokenizer(path)  # once a process, not once a shard
 
 
-def _pack_record(
+def tokenise(
+    record: Record, tokenizer: Tokenizer
+) -> tuple[list[str], list[list[int]], list[dict[str, Any]]]:
+    """A record's captions, the token ids of each, and quarantine entries for those left out."""
+    bad = []
+    captions = []
+    for position, caption in enumerate(record.captions):
+        if is_utf8(caption):
+            captions.append((position, caption))
+        else:
+            bad.append(_quarantined(record, "caption not UTF-8", ascii(caption), position))
+    ids = encode_all(tokenizer, [caption for _, caption in captions])
+    good = []
+    for (position, caption), tokens in zip(captions, ids, strict=True):
+        if tokens:
+            good.append((caption, tokens))
+        else:
+            bad.append(_quarantined(record, "empty caption", repr(caption), position))
+    return [caption for caption, _ in good], [tokens for _, tokens in good], bad
+
+
+def _pack(
+    images_dir: Path, record: Record, data: bytes, policy: ImagePolicy, careful: bool
+) -> Packed:
+    bound = bounded_in_own_process if careful else bounded
+    try:
+        return bound(lambda: pack_image(data, policy))
+    except BadImageError:
+        if not is_remote(images_dir):
+            raise
+    # What came from afar may have been cut off on the way: it is bad when it comes so again.
+    again = read_picture(images_dir, record)
+    return bound(lambda: pack_image(again, policy))
+
+
+def _add_sample(
     tar: tarfile.TarFile,
     record: Record,
-    job: ShardJob,
-    tokenizer: Tokenizer,
-    quarantine: list[dict[str, Any]],
-    counts: dict[str, int],
+    packed: Packed,
+    captions: list[str],
+    tokens: list[list[int]],
 ) -> Member:
-    """Append one sample to the tar, its bad captions to the quarantine, its numbers to counts."""
-    captions, tokens = [], []
-    for position, caption in enumerate(record.captions):
-        if not is_utf8(caption):
-            quarantine.append(_quarantined(record, "caption not UTF-8", ascii(caption), position))
-            continue
-        ids = encode(tokenizer, caption)
-        if ids:
-            captions.append(caption)
-            tokens.append(ids)
-        else:
-            quarantine.append(_quarantined(record, "empty caption", repr(caption), position))
-    if not captions:
-        raise BadImageError("no caption", "nothing to train on")
-    image, width, height = pack_image(_read_image(job.images_dir, record.file_name), job.policy)
+    """Append one sample to the tar."""
+    image, width, height = packed
     meta = canonical_json(
         {
             "image_id": record.image_id,
@@ -148,9 +181,6 @@ def _pack_record(
             "tokens": tokens,
         }
     )
-    counts["num_captions"] += len(captions)
-    counts["num_tokens"] += sum(map(len, tokens))
-    counts["num_unk"] += sum(ids.count(UNK) for ids in tokens)
     return Member(
         record.key,
         _add_member(tar, f"{record.key}.jpg", image),
@@ -160,27 +190,6 @@ def _pack_record(
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> Extent:
     return Extent(add_to_tar(tar, name, data), len(data), zlib.crc32(data))
-
-
-def _read_image(images_dir: Path, file_name: str) -> bytes:
-    relative = Path(file_name)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise BadImageError("unsafe file name", "leaves the image folder")
-    if not is_utf8(file_name):  # nor could the sample's JSON hold it
-        raise BadImageError("unsafe file name", "is not UTF-8")
-    if "\0" in file_name:
-        raise BadImageError("unsafe file name", "holds a NUL character")
-    path = images_dir / relative
-    try:
-        if not path.is_file():  # a named pipe or a device would be read for ever
-            raise BadImageError("missing file", "no such file in the image folder")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise BadImageError("missing file", "vanished from the image folder") from None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # the name's fault; anything else is the disk's
-            raise BadImageError("unsafe file name", "longer than the disk allows") from None
-        raise
 
 
 def _quarantined(
@@ -195,9 +204,3 @@ def _quarantined(
         "reason": reason,
         "detail": detail,
     }
-
-
-def quarantine_lines(sidecars: list[Sidecar]) -> bytes:
-    """The contents of quarantine.jsonl for the shards of a build."""
-    entries = [entry for sidecar in sidecars for entry in sidecar.quarantine]
-    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()

@@ -1,66 +1,123 @@
 """Where shard jobs run. Jobs are independent, so an executor only has to run each of them."""
 
-import multiprocessing
+import logging
 import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import connection
-from multiprocessing.sharedctypes import Synchronized
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from shards.build import ShardJob, build_shard
+from shards.build import ShardJob
+from shards.packer import Packer
 
 POLL_S = 0.2  # how often the progress bar moves
+RAY_RETRIES = 3  # of a job whose node or process was lost
 
-_num_done: "Synchronized[int]"  # records finished by all processes, set once in each
+OnProgress = Callable[[int], None]  # told now and then how many records are done
 
 
-def run_local(jobs: list[ShardJob], num_workers: int, on_progress: Callable[[int], None]) -> None:
-    """Run the jobs in `num_workers` processes of this machine.
+def share_of(jobs: list[ShardJob], index: int, count: int) -> list[ShardJob]:
+    """The jobs of member `index` of an array of `count`.
 
-    Args:
-        on_progress: called now and then with the number of records done so far.
     Raises:
-        Exception: whatever the first failing job raised; the jobs not yet begun are dropped.
+        ValueError: there is no such member.
     """
-    context = multiprocessing.get_context("spawn")  # the same on every platform, and no threads
-    num_done = context.Value("q", 0)
-    workers = min(num_workers, len(jobs)) or 1
-    with ProcessPoolExecutor(workers, context, _start_worker, (num_done,)) as pool:
-        pending: set[Future[None]] = {pool.submit(_run_job, job) for job in jobs}
+    if not 0 <= index < count:
+        raise ValueError(f"--job-index must be 0 to {count - 1} (--job-count {count}), not {index}")
+    return [job for job in jobs if job.number % count == index]
+
+
+@contextmanager
+def local_packers(count: int) -> Iterator[list[Packer]]:
+    """So many packing processes of this machine, ended at the end whatever they are doing."""
+    packers: list[Packer] = []
+    try:
+        packers += [Packer() for _ in range(count)]
+        yield packers
+    finally:
+        for packer in packers:
+            packer.close()
+
+
+def run_local(jobs: list[ShardJob], packers: list[Packer], on_progress: OnProgress) -> None:
+    """Run the jobs in processes of this machine.
+
+    Raises:
+        OSError, ValueError: what the first failing job raised; the others are dropped.
+    """
+    waiting = iter(jobs)  # each thread takes the next: an iterator's step is atomic
+    with ThreadPoolExecutor(len(packers)) as threads:
+        pending = {threads.submit(_pack_all, packer, waiting) for packer in packers}
         try:
             while pending:
                 finished, pending = wait(pending, POLL_S, FIRST_COMPLETED)
-                on_progress(num_done.value)
+                on_progress(sum(packer.progress for packer in packers))
                 for future in finished:
                     future.result()
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for packer in packers:  # a closed packer's thread ends
+                packer.close()
             raise
 
 
-def _start_worker(num_done: Any) -> None:
-    global _num_done
-    _num_done = num_done
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _pack_all(packer: Packer, jobs: Iterator[ShardJob]) -> None:
+    for job in jobs:
+        packer.pack(job)
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone: after a kill nobody else would end it.
+def run_ray(jobs: list[ShardJob], address: str | None, on_progress: OnProgress) -> None:
+    """Run the jobs on a Ray cluster, one CPU each; a job whose node is lost runs elsewhere.
 
-    At once, whatever it is doing: only a temporary file is left, as after any kill.
+    Every node must reach the folders by the same paths or URLs.
+
+    Args:
+        address: of the cluster; None starts one on this machine.
+    Raises:
+        ValueError: Ray is not installed.
+        OSError: a job failed; what it said.
     """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError(
+            f"--executor ray needs Ray, pip install 'capstream[ray]' ({error})"
+        ) from None
+    ray.init(
+        address=address,
+        runtime_env={"py_modules": [str(Path(__file__).parent)]},  # this package, to every node
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        run = ray.remote(max_retries=RAY_RETRIES, num_cpus=1)(_run_on_ray)
+        sizes = {run.remote(job): len(job.records) for job in jobs}
+        pending, done = list(sizes), 0
+        while pending:
+            finished, pending = ray.wait(pending, timeout=POLL_S)
+            for reference in finished:
+                _get(ray, reference)
+                done += sizes[reference]
+            on_progress(done)
+    finally:
+        ray.shutdown()
 
 
-def _run_job(job: ShardJob) -> None:
-    def count_record() -> None:
-        with _num_done.get_lock():
-            _num_done.value += 1
+def _get(ray: Any, reference: Any) -> None:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise OSError(str(error.cause)) from None
+    except ray.exceptions.RayError as error:
+        raise OSError(f"Ray: {str(error).splitlines()[0]}") from None
 
-    build_shard(job, count_record)  # its sidecar tells the rest; nothing big travels back
+
+def _run_on_ray(job: ShardJob) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _packer_of_this_process().pack(job)
+
+
+@lru_cache(maxsize=1)
+def _packer_of_this_process() -> Packer:
+    return Packer()  # once a Ray process, not once a shard

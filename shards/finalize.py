@@ -1,10 +1,15 @@
 """Sidecars -> index, quarantine, tokenizer and manifest: what makes a folder a data set."""
 
 import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from shards.atomic import TEMPORARY_SUFFIX, write_atomic
-from shards.build import quarantine_lines
+import numpy as np
+
+from shards.atomic import remove_abandoned, write_atomic
 from shards.format import (
     INDEX,
     QUARANTINE,
@@ -12,6 +17,7 @@ from shards.format import (
     Manifest,
     ShardEntry,
     Sidecar,
+    index_columns,
     read_sidecar,
     shard_file,
     shard_tars,
@@ -19,35 +25,41 @@ from shards.format import (
     write_index,
     write_manifest,
 )
+from shards.storage import persistently, read_bytes
 from shards.tokenizer import tokenizer_sha256
 
 
-def finalize(folder: Path, tokenizer: Path, max_bad: float) -> Manifest:
+def finalize(folder: Path, tokenizer: Path, max_bad: float, max_unk: float) -> Manifest:
     """Close a build whose every shard is done.
 
     Args:
         folder: holds the tars and sidecars of one build, and nothing of another.
         tokenizer: the tokenizer.json that the shards were built with.
         max_bad: the largest share, 0 to 1, of records or of captions that may be quarantined.
+        max_unk: the largest share, 0 to 1, of tokens that may be UNK.
     Raises:
         ValueError: shards are missing, or of different builds; the tokenizer is another one; too
-            much was quarantined (quarantine.jsonl is written all the same, to look at).
+            much was quarantined (quarantine.jsonl is written all the same, to look at) or is UNK.
     """
-    sidecars = read_sidecars(folder)
+    sidecars: list[Sidecar] = []
+    columns: list[dict[str, np.ndarray]] = []
+    for sidecar in read_sidecars(folder):
+        columns.append(index_columns(sidecar.members))
+        sidecars.append(replace(sidecar, members=()))  # a million of them take a gigabyte
     if tokenizer_sha256(tokenizer) != sidecars[0].build["tokenizer_sha256"]:
         raise ValueError(f"{tokenizer}: not the tokenizer that {folder} was built with")
     write_atomic(folder / QUARANTINE, quarantine_lines(sidecars))
     _check_quarantine(folder, sidecars, max_bad)
-    write_atomic(folder / TOKENIZER, tokenizer.read_bytes())
-    write_index(folder, [sidecar.members for sidecar in sidecars])
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):  # of processes killed on the way
-        leftover.unlink(missing_ok=True)
+    _check_unk(folder, sidecars, max_unk)
+    write_atomic(folder / TOKENIZER, read_bytes(tokenizer))
+    write_index(folder, columns)
+    remove_abandoned(folder)
     manifest = describe(folder, sidecars)
     write_manifest(folder, manifest)
     return manifest
 
 
-def describe(folder: Path, sidecars: list[Sidecar]) -> Manifest:
+def describe(folder: Path, sidecars: Sequence[Sidecar]) -> Manifest:
     """The manifest of the data set that these sidecars and the index in `folder` make up."""
     build = sidecars[0].build
     return Manifest(
@@ -60,23 +72,27 @@ def describe(folder: Path, sidecars: list[Sidecar]) -> Manifest:
         image_policy=build["image_policy"],
         tokenizer_sha256=build["tokenizer_sha256"],
         source_sha256=build["source_sha256"],
-        index_sha256=hashlib.sha256((folder / INDEX).read_bytes()).hexdigest(),
+        index_sha256=hashlib.sha256(read_bytes(folder / INDEX)).hexdigest(),
         shards=tuple(ShardEntry(s.shard, s.num_samples, s.num_bytes, s.sha256) for s in sidecars),
     )
 
 
-def read_sidecars(folder: Path) -> list[Sidecar]:
-    """All sidecars of a build, in shard order.
+def read_sidecars(folder: Path) -> Iterator[Sidecar]:
+    """All sidecars of a build, in shard order, one at a time.
 
     Raises:
         ValueError: none, some are missing, or they are not of one build or not of their tars.
     """
-    paths = [sidecar_path(tar) for tar in shard_tars(folder) if sidecar_path(tar).exists()]
-    sidecars = [read_sidecar(path) for path in paths]
-    if not sidecars:
-        raise ValueError(f"{folder}: no finished shard in it")
-    first = sidecars[0]
-    for path, sidecar in zip(paths, sidecars, strict=True):
+    paths = [sidecar_path(tar) for tar in shard_tars(folder)]
+    first: Sidecar | None = None
+    missing: set[int] = set()
+    for path in paths:
+        if not persistently(path, path.exists):
+            continue
+        sidecar = read_sidecar(path)
+        if first is None:
+            first = sidecar
+            missing = set(range(first.num_shards))
         beside = path.with_suffix(".tar").name
         named = shard_file(sidecar.build["name"], sidecar.number)
         if not beside == named == sidecar.shard or sidecar.number >= sidecar.num_shards:
@@ -87,17 +103,25 @@ def read_sidecars(folder: Path) -> list[Sidecar]:
             )
         if sidecar.build != first.build or sidecar.num_shards != first.num_shards:
             raise ValueError(f"{folder}: {sidecar.shard} is of another build than {first.shard}")
-    missing = set(range(first.num_shards)) - {sidecar.number for sidecar in sidecars}
+        missing.discard(sidecar.number)
+        yield sidecar
+    if first is None:
+        raise ValueError(f"{folder}: no finished shard in it")
     if missing:
         named = ", ".join(shard_file(first.build["name"], n) for n in sorted(missing)[:3])
         raise ValueError(
             f"{folder}: {len(missing)} of {first.num_shards} shards are not done ({named}); "
             "run the build again, it does only what is missing"
         )
-    return sidecars
 
 
-def _check_quarantine(folder: Path, sidecars: list[Sidecar], max_bad: float) -> None:
+def quarantine_lines(sidecars: Sequence[Sidecar]) -> bytes:
+    """The contents of quarantine.jsonl for the shards of a build."""
+    entries: Iterator[dict[str, Any]] = (e for sidecar in sidecars for e in sidecar.quarantine)
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
+
+
+def _check_quarantine(folder: Path, sidecars: Sequence[Sidecar], max_bad: float) -> None:
     entries = [entry for sidecar in sidecars for entry in sidecar.quarantine]
     bad_captions = sum(entry["caption"] is not None for entry in entries)
     parts = (
@@ -111,3 +135,15 @@ def _check_quarantine(folder: Path, sidecars: list[Sidecar], max_bad: float) -> 
                 f"--max-bad {max_bad:.1%}; {folder / QUARANTINE} names each with its reason. Mend "
                 "them and build into a new folder, or allow them with --max-bad"
             )
+
+
+def _check_unk(folder: Path, sidecars: Sequence[Sidecar], max_unk: float) -> None:
+    num_unk, num_tokens = (
+        sum(getattr(s, part) for s in sidecars) for part in ("num_unk", "num_tokens")
+    )
+    if num_unk > max_unk * num_tokens:
+        raise ValueError(
+            f"{folder}: {num_unk:,} of {num_tokens:,} tokens ({num_unk / num_tokens:.1%}) are UNK, "
+            f"more than --max-unk {max_unk:.1%}; make a tokenizer from these captions and build "
+            "into a new folder, or allow it with --max-unk"
+        )

@@ -16,6 +16,7 @@ import hashlib
 import json
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -24,8 +25,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.atomic import atomic_file, write_atomic
+from shards.storage import local_copy, persistently, read_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 INDEX = "index.npz"
@@ -63,7 +65,8 @@ def shard_file(name: str, number: int) -> str:
 
 def shard_tars(folder: Path) -> list[Path]:
     """The tars in a folder that are named as `shard_file` names them, sorted by name."""
-    return sorted(folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"))
+    pattern = "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"
+    return persistently(folder, lambda: sorted(folder.glob(pattern), key=lambda path: path.name))
 
 
 def canonical_json(value: Any) -> bytes:
@@ -81,7 +84,7 @@ def digest_of(value: Any) -> str:
 # -------------------------------------------------------------------------------------------- tars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Extent:
     """Where one member's bytes lie in its tar."""
 
@@ -90,7 +93,7 @@ class Extent:
     crc32: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """One sample of a tar."""
 
@@ -166,6 +169,7 @@ class Sidecar:
     num_captions: int
     num_tokens: int
     num_unk: int
+    caption_lengths: tuple[tuple[int, int], ...]  # (tokens, how many captions have so many)
     num_bytes: int
     sha256: str
     members: tuple[Member, ...]
@@ -206,13 +210,14 @@ def read_sidecar(path: Path) -> Sidecar:
         value["members"] = tuple(
             Member(str(row[0]), Extent(*row[1:4]), Extent(*row[4:7])) for row in value["members"]
         )
+        value["caption_lengths"] = tuple((int(n), int(m)) for n, m in value["caption_lengths"])
         value["quarantine"] = tuple(
             {part: entry[part] for part in QUARANTINE_PARTS} for entry in value["quarantine"]
         )
         canonical_json(value["quarantine"])  # damage may make text that is not UTF-8
         value["build"] = {part: value["build"][part] for part in BUILD_PARTS}
         return Sidecar(**{field.name: value[field.name] for field in fields(Sidecar)})
-    except (KeyError, TypeError, IndexError, UnicodeEncodeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{path}: not a whole sidecar ({error!r})") from error
 
 
@@ -256,17 +261,22 @@ INDEX_TYPES = {
 }
 
 
-def write_index(folder: Path, shards: list[tuple[Member, ...]]) -> None:
-    """Write index.npz for the members of each shard, in shard order."""
-    members = [member for shard in shards for member in shard]
-    columns: dict[str, list[Any]] = {
-        "shard_starts": [0, *accumulate(len(shard) for shard in shards)],
-        "keys": [m.key.encode() for m in members],
-    }
+def index_columns(members: Sequence[Member]) -> dict[str, np.ndarray]:
+    """One shard's part of the index, all its columns but `shard_starts`."""
+    columns: dict[str, list[Any]] = {"keys": [m.key.encode() for m in members]}
     for part in ("image", "meta"):
         for column in ("offset", "size", "crc32"):
             columns[f"{part}_{column}"] = [getattr(getattr(m, part), column) for m in members]
-    arrays = {name: np.array(columns[name], dtype) for name, dtype in INDEX_TYPES.items()}
+    return {name: np.array(values, INDEX_TYPES[name]) for name, values in columns.items()}
+
+
+def write_index(folder: Path, shards: Sequence[dict[str, np.ndarray]]) -> None:
+    """Write index.npz of each shard's `index_columns`, in shard order."""
+    starts = np.array([0, *accumulate(len(shard["keys"]) for shard in shards)], "<i8")
+    arrays = {"shard_starts": starts}
+    for name in INDEX_TYPES:
+        if name != "shard_starts":
+            arrays[name] = np.concatenate([shard[name] for shard in shards])
     with atomic_file(folder / INDEX) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # stored, not compressed: can be mapped
 
@@ -279,7 +289,8 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX
     try:
-        index = Index(**_map_npz(path))
+        with local_copy(path) as local:  # what is mapped stays readable when its copy is removed
+            index = Index(**_map_npz(local))
         _check_columns(index)
     except FileNotFoundError:
         raise ValueError(
@@ -372,10 +383,10 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ValueError: the folder is missing, is no shard folder, or is of another format version.
     """
-    if not folder.is_dir():
+    if not persistently(folder, folder.is_dir):
         raise ValueError(f"{folder}: no such folder of shards")
     path = folder / MANIFEST
-    if not path.is_file():
+    if not persistently(path, path.is_file):
         raise ValueError(
             f"{folder}: no {MANIFEST}, so no finished data set; run `python -m shards build` on it"
         )
@@ -391,7 +402,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bytes(path))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as {what} ({error})") from error
     if not isinstance(value, dict):

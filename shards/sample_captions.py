@@ -23,7 +23,6 @@ COLOURS = {
 }
 BACKGROUNDS = {
     "white": (250, 250, 248),
-    "black": (24, 24, 28),
     "gray": (148, 150, 154),
     "pink": (250, 190, 212),
     "beige": (228, 210, 172),
@@ -114,7 +113,7 @@ def _naming_order(shape: Shape) -> tuple[int, int]:
 
 def random_scene(rng: random.Random) -> Scene:
     """Draws a scene: mostly one shape, else two, now and then three."""
-    (num_shapes,) = rng.choices((1, 2, 3), weights=(14, 5, 1))
+    (num_shapes,) = rng.choices((1, 2, 3), weights=(35, 4, 1))
     looks = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     return Scene(
         background=rng.choice(list(BACKGROUNDS)),

@@ -1,58 +1,121 @@
-"""Print samples of a data set, as a person wants to see them."""
+"""Show samples of a data set: as text, or as a page of pictures."""
 
+import base64
+import html
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from shards.format import TOKENIZER, read_index, read_manifest
-from shards.tokenizer import load_tokenizer
+from shards.storage import read_range
+from shards.tokenizer import UNK, load_tokenizer, readable
+
+Sample = tuple[str, bytes, dict[str, Any]]  # key, JPEG bytes, the sample's JSON
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }
+article { display: flex; gap: 1.5em; border-top: 1px solid #ccc; padding: 1em 0; }
+img { width: 256px; object-fit: contain; align-self: start; }
+h2 { font-size: 1em; margin: 0; overflow-wrap: anywhere; } p { margin: .7em 0 0; }
+.facts { color: #666; font-weight: normal; }
+.word { background: #eef; border-radius: 3px; padding: 0 .25em; margin-right: .15em; }
+.word sub { color: #889; font-size: .65em; padding-left: .2em; }
+.unknown { background: #fdd; }
+"""
 
 
-def read_samples(folder: Path, limit: int) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """The first samples of a data set: key, JPEG bytes, and the sample's JSON.
+def read_samples(folder: Path, limit: int) -> Iterator[Sample]:
+    """The first samples of a data set.
 
     Raises:
         ValueError: there is no finished data set.
+        OSError: a tar is missing or shorter than the index says.
     """
     manifest, index = read_manifest(folder), read_index(folder)
     for number, shard in enumerate(manifest.shards):
-        with open(folder / shard.file, "rb") as file:
-            start, stop = map(int, index.shard_starts[number : number + 2])
-            for sample in range(start, min(stop, limit)):
-                image, meta = (
-                    os.pread(file.fileno(), int(sizes[sample]), int(offsets[sample]))
-                    for offsets, sizes in (
-                        (index.image_offset, index.image_size),
-                        (index.meta_offset, index.meta_size),
-                    )
+        start, stop = map(int, index.shard_starts[number : number + 2])
+        for sample in range(start, min(stop, limit)):
+            image, meta = (
+                read_range(folder / shard.file, int(offsets[sample]), int(sizes[sample]))
+                for offsets, sizes in (
+                    (index.image_offset, index.image_size),
+                    (index.meta_offset, index.meta_size),
                 )
-                yield index.key(sample), image, json.loads(meta)
+            )
+            yield index.key(sample), image, json.loads(meta)
+        if stop >= limit:
+            return
 
 
-def describe_sample(key: str, image: bytes, meta: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """One sample as a few lines of text: UNK stands where the vocabulary lacks a word."""
-    lines = [
-        f"{key}  {meta['width']}x{meta['height']}, {len(image) / 1024:.1f} KiB, "
-        f"from {meta['file_name']}"
-    ]
-    for caption, tokens in zip(meta["captions"], meta["tokens"], strict=True):
-        words = [str(tokenizer.id_to_token(token)) for token in tokens]
-        lines += [f"  {caption}", f"    {' '.join(words)}", f"    {tokens}"]
-    return "\n".join(lines)
-
-
-def show(folder: Path, limit: int) -> str:
-    """Describe the data set and its first samples."""
+def headline(folder: Path, tokenizer: Tokenizer) -> str:
+    """The data set in one line."""
     manifest = read_manifest(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER)
-    head = (
+    return (
         f"{folder}: {manifest.name}, {manifest.num_samples:,} images with "
         f"{manifest.num_captions:,} captions in {len(manifest.shards)} shards, "
         f"{tokenizer.get_vocab_size():,} words, digest {manifest.digest[:12]}"
     )
-    samples = read_samples(folder, limit)
-    return "\n\n".join([head, *(describe_sample(*sample, tokenizer) for sample in samples)])
+
+
+def show(folder: Path, limit: int) -> str:
+    """The data set and its first samples as text."""
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    samples = (_as_text(sample, tokenizer) for sample in read_samples(folder, limit))
+    return "\n\n".join([headline(folder, tokenizer), *samples])
+
+
+def show_page(folder: Path, limit: int) -> str:
+    """The same as one HTML page that needs no other file."""
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    title = html.escape(headline(folder, tokenizer))
+    samples = (_as_article(sample, tokenizer) for sample in read_samples(folder, limit))
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
+        f"<style>{STYLE}</style>\n<h1>{title}</h1>\n" + "\n".join(samples) + "\n</html>\n"
+    )
+
+
+def _facts(image: bytes, meta: dict[str, Any]) -> str:
+    return (
+        f"{meta['width']}x{meta['height']}, {len(image) / 1024:.1f} KiB, from {meta['file_name']}"
+    )
+
+
+def _captions(meta: dict[str, Any]) -> Iterable[tuple[str, list[int]]]:
+    return zip(meta["captions"], meta["tokens"], strict=True)
+
+
+def _as_text(sample: Sample, tokenizer: Tokenizer) -> str:
+    """One sample as a few lines of text: UNK stands where the vocabulary lacks a word."""
+    key, image, meta = sample
+    lines = [f"{key}  {_facts(image, meta)}"]
+    for caption, tokens in _captions(meta):
+        words = [readable(tokenizer, token) for token in tokens]
+        lines += [f"  {caption}", f"    {' '.join(words)}", f"    {tokens}"]
+    return "\n".join(lines)
+
+
+def _as_article(sample: Sample, tokenizer: Tokenizer) -> str:
+    key, image, meta = sample
+    source = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+    paragraphs = "".join(
+        f"<p>{html.escape(caption)}<br>{_word_marks(tokens, tokenizer)}</p>"
+        for caption, tokens in _captions(meta)
+    )
+    return (
+        f'<article><img alt="{html.escape(key)}" src="{source}"><div><h2>{html.escape(key)} '
+        f'<span class="facts">{html.escape(_facts(image, meta))}</span></h2>{paragraphs}'
+        "</div></article>"
+    )
+
+
+def _word_marks(tokens: list[int], tokenizer: Tokenizer) -> str:
+    marks = []
+    for token in tokens:
+        kind = "word unknown" if token == UNK else "word"
+        word = html.escape(readable(tokenizer, token))
+        marks.append(f'<span class="{kind}">{word}<sub>{token}</sub></span>')
+    return "".join(marks)

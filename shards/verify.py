@@ -6,35 +6,38 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
-from shards.build import quarantine_lines
-from shards.finalize import describe, read_sidecars
+from shards.finalize import describe, quarantine_lines, read_sidecars
 from shards.format import (
     INDEX,
     MANIFEST,
     QUARANTINE,
     TOKENIZER,
-    Extent,
     Index,
     Manifest,
     ShardEntry,
     Sidecar,
+    index_columns,
     read_index,
     read_manifest,
     sidecar_path,
 )
 from shards.images import BadImageError, decode_rgb
-from shards.tokenizer import encode, load_tokenizer, tokenizer_sha256
+from shards.storage import local_copy, persistently, read_bytes, size_of
+from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
 
-def verify(folder: Path) -> Iterator[tuple[int, list[str]]]:
+def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Check manifest, index, sidecars, tars, pictures and tokens against each other.
 
+    Args:
+        fast: check sizes and sidecars only; no tar is read.
     Yields:
         After each part of the work the number of samples checked in it, and its faults: one line
         each, naming the file and the sample.
@@ -44,22 +47,36 @@ def verify(folder: Path) -> Iterator[tuple[int, list[str]]]:
     manifest = read_manifest(folder)
     index = read_index(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    sidecars = read_sidecars(folder)
-    starts = [0, *accumulate(len(sidecar.members) for sidecar in sidecars)]
-    faults = list(_manifest_faults(manifest, describe(folder, sidecars)))
+    sidecars: list[Sidecar] = []
+    first = 0
+    for sidecar in read_sidecars(folder):
+        faults = list(_sidecar_faults(folder / sidecar.shard, sidecar))
+        faults += _index_faults(sidecar, index, first)
+        if not fast:
+            faults += _shard_faults(folder / sidecar.shard, sidecar, tokenizer)
+        yield len(sidecar.members), faults
+        first += len(sidecar.members)
+        sidecars.append(replace(sidecar, members=()))
+    yield 0, list(_folder_faults(folder, manifest, sidecars, index))
+
+
+def _folder_faults(
+    folder: Path, manifest: Manifest, sidecars: list[Sidecar], index: Index
+) -> Iterator[str]:
+    """Faults of the files that speak for all shards."""
+    yield from _manifest_faults(manifest, describe(folder, sidecars))
     if tokenizer_sha256(folder / TOKENIZER) != sidecars[0].build["tokenizer_sha256"]:
-        faults.append(f"{TOKENIZER}: not the tokenizer that the shards were built with")
+        yield f"{TOKENIZER}: not the tokenizer that the shards were built with"
     quarantine = folder / QUARANTINE
-    if not quarantine.is_file() or quarantine.read_bytes() != quarantine_lines(sidecars):
-        faults.append(f"{QUARANTINE}: not the records and captions that the sidecars left out")
+    exists = persistently(quarantine, quarantine.exists)
+    if not exists or read_bytes(quarantine) != quarantine_lines(sidecars):
+        yield f"{QUARANTINE}: not the records and captions that the sidecars left out"
+    starts = [0, *accumulate(sidecar.num_samples for sidecar in sidecars)]
     if index.shard_starts.tolist() != starts or len(index) != starts[-1]:
-        faults.append(
+        yield (
             f"{INDEX}: {len(index)} samples in {len(index.shard_starts) - 1} shards, not dealt as "
             f"the sidecars' {starts[-1]} in {len(sidecars)} are; rebuild it with finalize"
         )
-    yield 0, faults
-    for sidecar, first in zip(sidecars, starts, strict=False):
-        yield len(sidecar.members), list(_shard_faults(folder, sidecar, index, first, tokenizer))
 
 
 def _manifest_faults(manifest: Manifest, rebuilt: Manifest) -> Iterator[str]:
@@ -84,26 +101,44 @@ def _manifest_faults(manifest: Manifest, rebuilt: Manifest) -> Iterator[str]:
                 )
 
 
-def _shard_faults(
-    folder: Path, sidecar: Sidecar, index: Index, first: int, tokenizer: Tokenizer
-) -> Iterator[str]:
-    path = folder / sidecar.shard
-    yield from _sidecar_faults(path, sidecar)
-    with open(path, "rb") as file:
+def _sidecar_faults(path: Path, sidecar: Sidecar) -> Iterator[str]:
+    name = sidecar_path(path).name
+    left_out = sum(entry["caption"] is None for entry in sidecar.quarantine)
+    for part, wanted in (
+        ("num_samples", len(sidecar.members)),
+        ("num_records", len(sidecar.members) + left_out),
+        ("num_captions", sum(count for _, count in sidecar.caption_lengths)),
+        ("num_tokens", sum(length * count for length, count in sidecar.caption_lengths)),
+        ("num_bytes", size_of(path)),
+    ):
+        if getattr(sidecar, part) != wanted:
+            yield f"{name}: {part} is {getattr(sidecar, part)}, there are {wanted}"
+
+
+def _index_faults(sidecar: Sidecar, index: Index, first: int) -> Iterator[str]:
+    beside = sidecar_path(Path(sidecar.shard)).name
+    columns = index_columns(sidecar.members)
+    last = max(first, min(first + len(sidecar.members), len(index)))
+    for name, wanted in columns.items():
+        found = getattr(index, name)[first:last]
+        for position in np.flatnonzero(found != wanted[: last - first]):
+            key = sidecar.members[position].key
+            yield f"{sidecar.shard}: {key}: {INDEX} says otherwise of {name} than {beside}"
+
+
+def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterator[str]:
+    with local_copy(path) as local, open(local, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sidecar.sha256:
             yield f"{path.name}: sha256 differs from its sidecar's"
         names = [name for m in sidecar.members for name in (f"{m.key}.jpg", f"{m.key}.json")]
         try:
-            with tarfile.open(path) as tar:
+            with tarfile.open(local) as tar:
                 if tar.getnames() != names:
                     yield f"{path.name}: its members are not those of its sidecar"
         except tarfile.TarError as error:
             yield f"{path.name}: not a readable tar ({error})"
-        for sample, member in enumerate(sidecar.members, start=first):
+        for member in sidecar.members:
             where = f"{path.name}: {member.key}"
-            wanted = (member.key.encode(), member.image, member.meta)
-            if sample < len(index) and _index_row(index, sample) != wanted:
-                yield f"{where}: {INDEX} says otherwise than {sidecar_path(path).name}"
             for part, extent in (("jpg", member.image), ("json", member.meta)):
                 data = os.pread(file.fileno(), extent.size, extent.offset)
                 if zlib.crc32(data) != extent.crc32:
@@ -112,24 +147,6 @@ def _shard_faults(
                     yield from _image_faults(where, data)
                 else:
                     yield from _meta_faults(where, data, tokenizer)
-
-
-def _sidecar_faults(path: Path, sidecar: Sidecar) -> Iterator[str]:
-    name = sidecar_path(path).name
-    left_out = sum(entry["caption"] is None for entry in sidecar.quarantine)
-    for part, wanted in (
-        ("num_samples", len(sidecar.members)),
-        ("num_records", len(sidecar.members) + left_out),
-        ("num_bytes", path.stat().st_size),
-    ):
-        if getattr(sidecar, part) != wanted:
-            yield f"{name}: {part} is {getattr(sidecar, part)}, there are {wanted}"
-
-
-def _index_row(index: Index, sample: int) -> tuple[bytes, Extent, Extent]:
-    image = (index.image_offset[sample], index.image_size[sample], index.image_crc32[sample])
-    meta = (index.meta_offset[sample], index.meta_size[sample], index.meta_crc32[sample])
-    return bytes(index.keys[sample]), Extent(*map(int, image)), Extent(*map(int, meta))
 
 
 def _image_faults(where: str, data: bytes) -> Iterator[str]:
@@ -141,5 +158,8 @@ def _image_faults(where: str, data: bytes) -> Iterator[str]:
 
 def _meta_faults(where: str, data: bytes, tokenizer: Tokenizer) -> Iterator[str]:
     meta = json.loads(data)  # its crc32 was right, so it is what the builder wrote
-    if [encode(tokenizer, caption) for caption in meta["captions"]] != meta["tokens"]:
+    top = max((max(ids, default=0) for ids in meta["tokens"]), default=0)
+    if top >= tokenizer.get_vocab_size():
+        yield f"{where}.json: token {top} of a vocabulary of {tokenizer.get_vocab_size()}"
+    if encode_all(tokenizer, meta["captions"]) != meta["tokens"]:
         yield f"{where}.json: the captions do not give the stored tokens"

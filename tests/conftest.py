@@ -1,8 +1,10 @@
 """What several tests need: a small drawn data set in shards, and where real data may lie."""
 
+import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -63,6 +65,31 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     build_shards(drawn.data, "train", drawn.tokenizer, drawn.train, *options)
     build_shards(drawn.data, "val", drawn.tokenizer, drawn.val, *options)
     return drawn
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file, hidden ones too, but of the report, which holds a speed."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != "report.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def coco_folder(scenes: Scenes, folder: Path) -> tuple[Path, dict]:
+    """A copy of the drawn data to spoil, and its parsed training annotations."""
+    shutil.copytree(scenes.data, folder)
+    return folder, json.loads((folder / "annotations" / "captions_train2017.json").read_text())
+
+
+def save_annotations(folder: Path, annotations: object) -> None:
+    (folder / "annotations" / "captions_train2017.json").write_text(json.dumps(annotations))
+
+
+def build_command(folder: Path, scenes: Scenes, out: Path, *options: object) -> list[object]:
+    return [
+        "build", "--images", folder / "train2017",
+        "--annotations", folder / "annotations" / "captions_train2017.json",
+        "--tokenizer", scenes.tokenizer, "--out", out, "--samples-per-shard", 10,
+        "--workers", 1, *options,
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """The shard builder, through its command line: whole, repeatable, and honest about what is bad."""
 
-import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,34 +14,20 @@ from pathlib import Path
 import psutil
 import pytest
 import webdataset
-from conftest import ROOT, Scenes, build_shards, run_shards
+from conftest import (
+    ROOT,
+    Scenes,
+    build_command,
+    build_shards,
+    coco_folder,
+    digests,
+    run_shards,
+    save_annotations,
+)
 from PIL import Image
 
 from shards.format import Manifest, read_index, read_manifest
 from shards.verify import verify
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
-
-
-def coco_folder(scenes: Scenes, folder: Path) -> tuple[Path, dict]:
-    """A copy of the drawn data to spoil, and its parsed training annotations."""
-    shutil.copytree(scenes.data, folder)
-    return folder, json.loads((folder / "annotations" / "captions_train2017.json").read_text())
-
-
-def save_annotations(folder: Path, annotations: object) -> None:
-    (folder / "annotations" / "captions_train2017.json").write_text(json.dumps(annotations))
-
-
-def build_command(folder: Path, scenes: Scenes, out: Path, *options: object) -> list[object]:
-    return [
-        "build", "--images", folder / "train2017",
-        "--annotations", folder / "annotations" / "captions_train2017.json",
-        "--tokenizer", scenes.tokenizer, "--out", out, "--samples-per-shard", 10,
-        "--workers", 1, *options,
-    ]  # fmt: skip
 
 
 def test_the_bytes_do_not_depend_on_workers(scenes: Scenes, tmp_path: Path) -> None:
@@ -55,7 +41,10 @@ def test_a_build_started_again_does_only_what_is_missing(scenes: Scenes, tmp_pat
     shutil.copytree(scenes.train, out)
     (out / "manifest.json").unlink()
     (out / "train-000002.json").unlink()  # as after a kill between tar and sidecar
-    (out / ".train-000002.tar.host-1.tmp").write_bytes(b"half a tar")
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    half = out / f".train-000002.tar.{socket.gethostname()}-{killed.pid}.tmp"
+    half.write_bytes(b"half a tar")
     before = (out / "train-000001.tar").stat().st_mtime_ns
     options = ("--samples-per-shard", 10, "--resize-short", 48, "--workers", 1)
     build_shards(scenes.data, "train", scenes.tokenizer, out, *options)
@@ -232,7 +221,10 @@ def test_a_wrong_annotation_file_is_refused(
         (("--quality", 0), "--quality"),
         (("--resize-short", -1), "--resize-short"),
         (("--workers", 0), "--workers"),
-        (("--samples-per-shard", 0), "samples per shard"),
+        (("--samples-per-shard", 0), "--samples-per-shard: must be 1 or more"),
+        (("--max-bad", 5), "--max-bad: must be a share"),
+        (("--job-index", 0), "belong together"),
+        (("--job-index", 3, "--job-count", 3), "--job-index must be 0 to 2"),
         (("--name", "../x"), "--name"),
     ],
 )
@@ -337,12 +329,12 @@ def test_a_sidecar_of_another_format_version_is_refused(scenes: Scenes, tmp_path
     out = tmp_path / "train"
     shutil.copytree(scenes.train, out)
     sidecar = out / "train-000002.json"
-    sidecar.write_text(sidecar.read_text().replace('"format_version":1', '"format_version":2'))
+    sidecar.write_text(sidecar.read_text().replace('"format_version":2', '"format_version":3'))
     options = ("--resize-short", 48)
     for command in (("verify", out), build_command(scenes.data, scenes, out, *options)):
         done = run_shards(*command)
         assert done.returncode == 2
-        assert f"{sidecar}: of format version 2, not 1" in done.stderr
+        assert f"{sidecar}: of format version 3, not 2" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -55,7 +55,7 @@ def test_pipeline_imports_point_down() -> None:
 
 
 def test_a_packing_process_loads_no_torch() -> None:
-    code = "import sys, shards.__main__; print('torch' in sys.modules)"
+    code = "import sys, shards.packer; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

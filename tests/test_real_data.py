@@ -27,6 +27,7 @@ def test_coco_builds_verifies_and_trains_the_article_s_model(
             "build", "--images", coco / f"{split}2017",
             "--annotations", annotations / f"captions_{split}2017.json", "--tokenizer", tokenizer,
             "--out", out, "--name", split, "--samples-per-shard", 30, "--workers", 2, "--json",
+            "--max-unk", 0.2,  # of a vocabulary from 400 captions
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         summary = json.loads(done.stdout)

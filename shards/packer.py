@@ -1,0 +1,117 @@
+"""A process that packs shards, and is replaced when it dies: of a picture, or by anyone's hand."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import connection
+from typing import Any
+
+from shards.build import ShardJob, Suspicion, build_shard
+from shards.guard import died_of, limit_memory
+
+MAX_DEATHS = 3  # of one shard's processes; then something else than a picture is wrong
+
+
+class Packer:
+    """Packs one shard after the other in a process of its own."""
+
+    def __init__(self) -> None:
+        self.num_done = 0  # records of the shards that are finished
+        self._context = multiprocessing.get_context("spawn")  # alike everywhere, and no threads
+        # Written by the process without a lock: only the newest value matters.
+        self._position = self._context.RawValue("q", 0)
+        self._closed = False
+        self._closing = threading.Lock()  # no new process is to start while the last is ended
+        self._start()
+
+    def _start(self) -> None:
+        self._pipe, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=_serve, args=(theirs, self._position), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its end shows here when it dies
+
+    @property
+    def progress(self) -> int:
+        """Records done so far, those of the shard in hand included."""
+        return self.num_done + int(self._position.value)
+
+    def pack(self, job: ShardJob) -> None:
+        """Do one job to its end, again with care if its process dies.
+
+        Raises:
+            OSError: as `build_shard`, or one process after the other died.
+            ValueError: as `build_shard`.
+        """
+        suspicion = None
+        for _ in range(MAX_DEATHS):
+            answer = self._try(job, suspicion)
+            if answer is None:
+                self._position.value = 0
+                self.num_done += len(job.records)
+                return
+            if isinstance(answer, Exception):
+                raise answer
+            suspicion = answer
+        raise OSError(
+            f"{job.tar_path}: {MAX_DEATHS} processes died while packing it, the last at "
+            f"{job.records[min(self._position.value, len(job.records) - 1)].file_name} "
+            f"({suspicion.reason if suspicion else ''}); is memory short?"
+        )
+
+    def _try(self, job: ShardJob, suspicion: Suspicion | None) -> Exception | Suspicion | None:
+        try:
+            self._pipe.send((job, suspicion))
+            answer: Exception | None = self._pipe.recv()
+            return answer
+        except (EOFError, OSError):  # the process is gone
+            self._process.join()
+        position, status = int(self._position.value), self._process.exitcode or 0
+        with self._closing:
+            if self._closed:
+                return InterruptedError("stopped")
+            self._start()
+        if -status == signal.SIGPROF:
+            return Suspicion(position, died_of(-status))
+        reason = f"signal {-status}" if status < 0 else f"exit code {status}"
+        return Suspicion(reason=reason)
+
+    def close(self) -> None:
+        """End the process, whatever it is doing: at most a temporary file is left."""
+        with self._closing:
+            self._closed = True
+            self._process.kill()
+        self._process.join()
+
+
+def _serve(pipe: Any, position: Any) -> None:
+    """The process: does the jobs that come through the pipe, and answers each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent stops
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    limit_memory()
+
+    def note(number: int) -> None:
+        position.value = number
+
+    while True:
+        job, suspicion = pipe.recv()
+        try:
+            build_shard(job, note, suspicion)
+        except (OSError, ValueError) as error:
+            pipe.send(error)
+        else:
+            pipe.send(None)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: after a kill nobody else would end it.
+
+    At once, whatever it is doing: only a temporary file is left, as after any kill.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,76 @@
+"""What became of a source: the figures of a build, for people and as report.json."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.atomic import write_atomic
+from shards.finalize import read_sidecars
+from shards.format import QUARANTINE, Manifest
+
+REPORT = "report.json"
+PERCENTILES = (5, 50, 95, 100)
+
+
+def make_report(folder: Path, manifest: Manifest, images_per_s: float | None) -> dict[str, Any]:
+    """The figures of a finished build.
+
+    Args:
+        images_per_s: records a second of the run that ended the build; None if it packed none.
+    """
+    num_records = 0
+    reasons: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
+    for sidecar in read_sidecars(folder):
+        num_records += sidecar.num_records
+        reasons.update(entry["reason"] for entry in sidecar.quarantine)
+        lengths.update(dict(sidecar.caption_lengths))
+    return {
+        "images_in": num_records,
+        "images_packed": manifest.num_samples,
+        "quarantined": dict(sorted(reasons.items())),
+        "captions": manifest.num_captions,
+        "tokens": manifest.num_tokens,
+        "unk_share": manifest.num_unk / max(manifest.num_tokens, 1),
+        "caption_tokens": {f"p{p}": percentile(lengths, p) for p in PERCENTILES},
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.num_bytes for shard in manifest.shards),
+        "images_per_s": images_per_s and round(images_per_s, 1),
+        "digest": manifest.digest,
+    }
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write report.json. It holds a speed, so it alone differs from one build to the next."""
+    write_atomic(folder / REPORT, json.dumps(report, indent=2).encode() + b"\n")
+
+
+def percentile(counts: Counter[int], percent: int) -> int:
+    """The least value that `percent` of the counted ones do not exceed; 0 where there are none."""
+    wanted = counts.total() * percent / 100
+    seen = 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= wanted:
+            return value
+    return 0
+
+
+def report_lines(folder: Path, report: dict[str, Any]) -> Iterator[str]:
+    """The report as a person wants to read it."""
+    speed = f", {report['images_per_s']:,} images/s" if report["images_per_s"] else ""
+    lengths = report["caption_tokens"]
+    yield (
+        f"{folder}: {report['images_packed']:,} of {report['images_in']:,} images and "
+        f"{report['captions']:,} captions in {report['shards']:,} shards, "
+        f"{report['bytes'] / 1e6:,.1f} MB{speed}"
+    )
+    yield (
+        f"  tokens {report['tokens']:,}, {report['unk_share']:.2%} UNK; a caption has "
+        f"{lengths['p50']} (5 % up to {lengths['p5']}, 95 % up to {lengths['p95']}, longest "
+        f"{lengths['p100']}); digest {report['digest'][:12]}"
+    )
+    for reason, count in sorted(report["quarantined"].items(), key=lambda item: -item[1]):
+        yield f"  quarantined, {reason}: {count:,} ({folder / QUARANTINE} names them)"

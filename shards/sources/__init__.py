@@ -1,0 +1,1 @@
+"""Captioned data sets as others lay them out -> Record."""

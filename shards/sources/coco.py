@@ -1,0 +1,59 @@
+"""COCO's caption files, of 2014 and 2017 and all that share their form."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+
+from shards.sources.annotation_json import entries_of, field_of
+from shards.sources.record import Record
+
+
+def read_coco(path: Path, dataset: dict[str, Any]) -> list[Record]:
+    """Every image of a COCO caption file, sorted by id, its captions by annotation id.
+
+    Args:
+        path: names the file in errors.
+        dataset: its parsed contents.
+    Raises:
+        ValueError: it is not a COCO caption file; the message names the first entry at fault.
+    """
+    _check(path, dataset)
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        coco.createIndex()
+    records = []
+    for image in coco.loadImgs(sorted(coco.getImgIds())):
+        captions = coco.loadAnns(sorted(coco.getAnnIds(imgIds=[image["id"]])))
+        records.append(
+            Record(image["id"], image["file_name"], tuple(entry["caption"] for entry in captions))
+        )
+    return records
+
+
+def _check(path: Path, dataset: dict[str, Any]) -> None:
+    known: set[int] = set()
+    for position, image in enumerate(entries_of(path, dataset, "images")):
+        where = f"images[{position}]"
+        image_id = field_of(path, where, image, "id", int)
+        field_of(path, where, image, "file_name", str)
+        if image_id in known:
+            raise ValueError(f"{path}: {where}: image id {image_id} stands more than once")
+        known.add(image_id)
+    if not known:
+        raise ValueError(f"{path}: lists no image")
+    captions: set[int] = set()
+    for position, entry in enumerate(entries_of(path, dataset, "annotations")):
+        where = f"annotations[{position}]"
+        caption_id = field_of(path, where, entry, "id", int)
+        field_of(path, where, entry, "caption", str)
+        if caption_id in captions:  # pycocotools would keep the later one only, twice
+            raise ValueError(f"{path}: {where}: annotation id {caption_id} stands more than once")
+        captions.add(caption_id)
+        if field_of(path, where, entry, "image_id", int) not in known:
+            raise ValueError(
+                f"{path}: {where} is of image {entry['image_id']}, which `images` does not list"
+            )

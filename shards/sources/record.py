@@ -1,0 +1,68 @@
+"""What every source gives: one image with all its captions."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shards.format import KEY_CHARACTERS, key_of
+
+MAX_KEY = 80  # characters; with its extension a key must fit a ustar name of 100 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TarSpan:
+    """Where a picture lies that is a member of a tar."""
+
+    tar: str  # relative to the image folder
+    offset: int  # bytes from the start of the tar to the picture
+    size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a source with all its captions, nothing checked but the types."""
+
+    image_id: int | str
+    file_name: str  # relative to the image folder
+    captions: tuple[str, ...]
+    span: TarSpan | None = None  # None: the picture is a file of its own
+
+    @property
+    def key(self) -> str:
+        """Sample key in the tar."""
+        return key_of(self.image_id)
+
+
+def name_key(file_name: str) -> str:
+    """A sample key for a picture that has a name only: the name without its extension.
+
+    Where that has other characters than a key may have, they are replaced, and eight digits of the
+    name's hash keep different names apart.
+    """
+    stem = re.sub(r"\.\w{1,5}$", "", file_name)
+    if stem and len(stem) <= MAX_KEY and set(stem) <= KEY_CHARACTERS:
+        return stem
+    plain = "".join(c if c in KEY_CHARACTERS else "_" for c in stem.lower())[: MAX_KEY - 9]
+    digest = hashlib.blake2b(file_name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    return f"{plain}-{digest}"
+
+
+def source_sha256(records: Iterable[Record]) -> str:
+    """Digest of what was read from a source, in whatever order it was stored."""
+    total = hashlib.sha256()
+    for record in sorted(records, key=lambda record: record.key):
+        span = record.span and (record.span.tar, record.span.offset, record.span.size)
+        line = json.dumps([record.image_id, record.file_name, record.captions, span])
+        total.update(line.encode() + b"\n")
+    return total.hexdigest()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8: JSON may hold half an emoji (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""Folders and files of this machine, or behind any URL that fsspec knows.
+
+A `Path` in this package is a pathlib path, or for a URL universal_pathlib's, which has the same
+methods. Here is what differs: reads are tried again, uploads are checked, and what must lie on this
+machine's disk is fetched.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+ATTEMPTS = 6
+FIRST_PAUSE_S = 0.2  # doubled after each attempt: 6 s in all
+
+# Asking again does not change these answers.
+LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+T = TypeVar("T")
+
+
+def location(text: str) -> Path:
+    """The path of a folder or file given as a path or as a URL such as s3://bucket/folder.
+
+    Raises:
+        ValueError: a URL, but the libraries for it are not installed, or know no such scheme.
+    """
+    if "://" not in text:
+        return Path(text)
+    try:
+        from upath import UPath
+
+        # Listings are not remembered: other processes write to the same folder.
+        path = UPath(text, use_listings_cache=False)
+        _ = path.fs  # connects to nothing, but needs the scheme's library
+    except ImportError as error:
+        raise ValueError(
+            f"{text}: needs more libraries, pip install 'capstream[remote]' ({error})"
+        ) from None
+    if isinstance(path, Path):  # file://
+        return Path(path)
+    return cast(Path, path)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is a URL's."""
+    return not isinstance(path, Path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file; from afar with several attempts.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return persistently(path, path.read_bytes)
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on.
+
+    Raises:
+        OSError: it cannot be read, or ends before.
+    """
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    else:
+        data = persistently(
+            path, lambda: _fs(path).cat_file(str(path), start=offset, end=offset + size)
+        )
+    if len(data) != size:
+        raise OSError(f"{path}: ends at byte {offset + len(data):,}, not {offset + size:,}")
+    return data
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file.
+
+    Raises:
+        OSError: there is none.
+    """
+    return persistently(path, lambda: path.stat().st_size)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents; object stores need none."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def upload(local: Path, path: Path) -> None:
+    """Put a whole file of this machine under a URL, where it appears at once or not at all.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
+
+    def put() -> None:
+        _fs(path).put_file(str(local), str(path))
+        arrived = int(_fs(path).size(str(path)))
+        if arrived != local.stat().st_size:
+            raise OSError(f"{arrived:,} of {local.stat().st_size:,} bytes arrived")
+
+    persistently(path, put)
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A path of this machine with the contents of `path`: itself, or a copy for the time being."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
+        local = Path(folder) / path.name
+
+        def fetch() -> None:
+            with _fs(path).open(str(path), "rb") as source, open(local, "wb") as copy:
+                shutil.copyfileobj(source, copy)
+            if local.stat().st_size != int(_fs(path).size(str(path))):
+                raise OSError(f"only {local.stat().st_size:,} bytes arrived")
+
+        persistently(path, fetch)
+        yield local
+
+
+def persistently(path: Path, action: Callable[[], T]) -> T:
+    """Do something with a path; from afar again after a pause, when it fails for what may pass.
+
+    Raises:
+        OSError: it failed.
+    """
+    if not is_remote(path):
+        return action()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except LASTING_ERRORS:
+            raise
+        except Exception as error:  # every store's library has its own kinds
+            if attempt == ATTEMPTS:
+                raise OSError(f"{path}: failed {ATTEMPTS} times, at last with: {error}") from error
+            time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _fs(path: Any) -> Any:
+    return path.fs

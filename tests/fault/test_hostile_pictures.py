@@ -1,0 +1,171 @@
+"""2,000 spoilt pictures: each is packed or named in quarantine, and none takes long."""
+
+import io
+import json
+import random
+import struct
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Scenes, run_shards
+from PIL import Image
+
+from shards.guard import PICTURE_CPU_S, bounded_in_own_process
+from shards.images import BadImageError, ImagePolicy, pack_image
+
+NUM_PICTURES = 2_000
+SLOWEST_S = PICTURE_CPU_S
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def good_pictures() -> list[bytes]:
+    """One of each kind that cameras, scanners and the web give."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (60, 90, 3), np.uint8)
+    picture = Image.fromarray(np.repeat(np.repeat(noise, 3, 0), 3, 1))
+    small = picture.resize((90, 60))
+    grey16 = Image.fromarray(rng.integers(0, 65535, (60, 90), np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [small.rotate(90 * turn) for turn in range(3)]
+    animation = {"save_all": True, "append_images": frames[1:], "duration": 50}
+    return [
+        encoded(picture, "JPEG", quality=85),
+        encoded(picture, "JPEG", progressive=True, exif=exif),
+        encoded(picture.convert("L"), "JPEG"),
+        encoded(picture.convert("CMYK"), "JPEG"),
+        encoded(picture, "PNG"),
+        encoded(small.convert("P"), "PNG"),
+        encoded(small.convert("RGBA"), "PNG"),
+        encoded(grey16, "PNG"),
+        encoded(picture, "WEBP"),
+        encoded(small.convert("RGBA"), "WEBP", lossless=True),
+        encoded(frames[0], "WEBP", **animation),
+        encoded(frames[0], "PNG", **animation),
+        encoded(frames[0], "GIF", **animation),
+        encoded(small, "TIFF"),
+        encoded(small, "BMP"),
+        encoded(Image.new("RGB", (1, 1)), "JPEG"),
+        encoded(Image.new("RGB", (1, 60_000)), "PNG"),
+        encoded(Image.new("RGB", (60_000, 1)), "JPEG"),
+        encoded(Image.new("RGB", (29_000, 1)), "JPEG"),
+        encoded(Image.new("1", (13_000, 13_000)), "PNG"),
+        png_of_lies(60_000, 60_000),
+        png_of_lies(7_000, 7_000),
+    ]
+
+
+def png_of_lies(width: int, height: int) -> bytes:
+    """A PNG whose header promises more than there is."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def truncate(rng: random.Random, data: bytes) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def flip_bits(rng: random.Random, data: bytes) -> bytes:
+    spoilt = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
+    return bytes(spoilt)
+
+
+def flip_header_bits(rng: random.Random, data: bytes) -> bytes:
+    return flip_bits(rng, data[:200]) + data[200:]
+
+
+def zero_a_block(rng: random.Random, data: bytes) -> bytes:
+    start = rng.randrange(len(data))
+    return data[:start] + bytes(min(512, len(data) - start)) + data[start + 512 :]
+
+
+def repeat_a_part(rng: random.Random, data: bytes) -> bytes:
+    start, stop = sorted((rng.randrange(len(data)), rng.randrange(len(data))))
+    return data[:stop] + data[start:]
+
+
+def leave(rng: random.Random, data: bytes) -> bytes:
+    return data
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    truncate, flip_bits, flip_bits, flip_header_bits, zero_a_block, repeat_a_part, leave,
+)  # fmt: skip
+
+
+def spoilt_pictures(count: int) -> list[bytes]:
+    rng = random.Random(0)
+    good = good_pictures()
+    return [rng.choice(MUTATIONS)(rng, good[number % len(good)]) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    return spoilt_pictures(NUM_PICTURES)
+
+
+def test_each_spoilt_picture_is_packed_or_named(
+    scenes: Scenes, tmp_path: Path, pictures: list[bytes]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    suffixes = (".jpg", ".png", ".webp", ".jpg", ".tif", "")  # mostly wrong
+    names = [f"{number:05d}{suffixes[number % 6]}" for number in range(len(pictures))]
+    for name, data in zip(names, pictures, strict=True):
+        (images / name).write_bytes(data)
+    table = tmp_path / "captions.jsonl"
+    lines = [json.dumps({"image": name, "caption": "a red circle"}) for name in names]
+    table.write_text("\n".join(lines))
+    done = run_shards(
+        "build", "--images", images, "--annotations", table, "--tokenizer", scenes.tokenizer,
+        "--out", tmp_path / "out", "--resize-short", 64, "--workers", 2, "--max-bad", 1,
+        "--samples-per-shard", 250, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    report = json.loads(done.stdout)
+    assert report["images_packed"] + sum(report["quarantined"].values()) == len(pictures)
+    assert set(report["quarantined"]) <= {
+        "damaged image", "empty file", "format not allowed", "image too large", "too costly",
+    }  # fmt: skip
+    assert report["quarantined"].get("too costly", 0) == 0  # bombs go by their header
+    assert report["images_packed"] > len(pictures) // 5
+    checked = run_shards("verify", tmp_path / "out")
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_no_spoilt_picture_takes_long(pictures: list[bytes]) -> None:
+    policy = ImagePolicy(resize_short=64, quality=90)
+    ended: Counter[str] = Counter()
+    for number, data in enumerate(pictures):
+        started = time.process_time(), time.monotonic()
+        try:
+            bounded_in_own_process(lambda data=data: pack_image(data, policy))  # type: ignore[misc]
+            ended["packed"] += 1
+        except BadImageError as error:
+            ended[error.reason] += 1
+        assert time.monotonic() - started[1] < SLOWEST_S, number
+    assert ended["crash"] == ended["too costly"] == 0

@@ -1,0 +1,246 @@
+"""Captioned data sets of every form, through the command line."""
+
+import csv
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from conftest import Scenes, build_command, coco_folder, digests, run_shards, save_annotations
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.format import KEY_CHARACTERS, read_manifest
+from shards.sources.record import MAX_KEY, name_key
+from shards.verify import verify
+
+
+def packed(folder: Path) -> dict[str, tuple[list[str], bytes]]:
+    """File name -> captions and picture of every sample, once `verify` found no fault."""
+    assert [fault for _, faults in verify(folder) for fault in faults] == []
+    tars = [str(folder / shard.file) for shard in read_manifest(folder).shards]
+    found = {}
+    for sample in webdataset.WebDataset(tars, shardshuffle=False, empty_check=False):
+        meta = json.loads(sample["json"])
+        found[meta["file_name"]] = (meta["captions"], sample["jpg"])
+    return found
+
+
+def build(scenes: Scenes, out: Path, *source: object) -> dict[str, tuple[list[str], bytes]]:
+    done = run_shards("build", "--tokenizer", scenes.tokenizer, "--out", out, "--workers", 1,
+                      "--samples-per-shard", 10, "--resize-short", 48, *source)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return packed(out)
+
+
+def rows_of(scenes: Scenes) -> list[tuple[str, str]]:
+    """(file name, caption) of each caption of the training pictures."""
+    path = scenes.data / "annotations" / "captions_train2017.json"
+    annotations = json.loads(path.read_text())
+    names = {image["id"]: image["file_name"] for image in annotations["images"]}
+    return [(names[e["image_id"]], e["caption"]) for e in annotations["annotations"]]
+
+
+def write_table(path: Path, rows: list[tuple[str, str]]) -> None:
+    if path.suffix == ".jsonl":
+        path.write_text(
+            "".join(json.dumps({"picture": n, "text": c}) + "\n" for n, c in rows), "utf-8"
+        )
+        return
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writerows([("picture", "number", "text"), *((n, 0, c) for n, c in rows)])
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_rows_of_one_image_are_brought_together(scenes: Scenes, tmp_path: Path, kind: str) -> None:
+    rows = rows_of(scenes)
+    rows = rows[::2] + rows[1::2]  # not sorted by image
+    rows[0] = (rows[0][0], 'a "quoted", listed\ncaption in two lines')
+    table = tmp_path / f"captions.{kind}"
+    write_table(table, rows)
+    found = build(scenes, tmp_path / "out", "--images", scenes.data / "train2017",
+                  "--annotations", table, "--image-column", "picture",
+                  "--caption-column", "text", "--max-unk", 1)  # fmt: skip
+    wanted: dict[str, list[str]] = {}
+    for name, caption in rows:
+        wanted.setdefault(name, []).append(caption)
+    assert {name: captions for name, (captions, _) in found.items()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"image,caption\na.jpg\n", "line 2 has 1 columns, not 2"),
+        ("t.csv", b"file,caption\n", "line 1 has no single column 'image'"),
+        ("t.csv", b'image,caption\na.jpg,"open\n', "line 2"),
+        ("t.csv", b"image,caption\na.jpg,x\n ,y\n", "line 3 names no image"),
+        ("t.csv", b"image,caption\na.jpg,x\na.jpg,\xff\n", "line 3 is not UTF-8"),
+        ("t.csv", b"image,caption\n", "lists no image"),
+        ("t.jsonl", b'{"image": "a.jpg", "caption": "x"}\n{"image": \n', "line 2: not JSON"),
+        ("t.jsonl", b'{"image": "a.jpg", "caption": [1]}\n', "line 1 has no `caption`"),
+        ("t.jsonl", b'{"caption": "x"}\n', "line 1 has no str `image`"),
+        ("t.jsonl", b"[]\n", "line 1 has no"),
+    ],
+)
+def test_a_wrong_line_of_a_table_is_named(
+    scenes: Scenes, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    done = run_shards("build", "--images", scenes.data / "train2017", "--tokenizer",
+                      scenes.tokenizer, "--out", tmp_path / "out", "--workers", 1,
+                      "--annotations", tmp_path / name)  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def karpathy(scenes: Scenes, path: Path, with_coco_ids: bool) -> dict:
+    rows: dict[str, list[str]] = {}
+    for name, caption in rows_of(scenes):
+        rows.setdefault(name, []).append(caption)
+    images = []
+    for number, (name, captions) in enumerate(sorted(rows.items())):
+        image = {
+            "filename": name,
+            "imgid": number,
+            "split": ("train", "restval", "val", "test")[number % 4],
+            "sentences": [{"raw": text, "sentid": n} for n, text in enumerate(captions)],
+        }
+        images.append(image | ({"cocoid": 1000 + number} if with_coco_ids else {}))
+    path.write_text(json.dumps({"dataset": "flickr8k", "images": images}))
+    return {image["filename"]: image for image in images}
+
+
+@pytest.mark.parametrize("with_coco_ids", [True, False])
+def test_karpathys_splits(scenes: Scenes, tmp_path: Path, with_coco_ids: bool) -> None:
+    annotations = tmp_path / "dataset.json"
+    images = karpathy(scenes, annotations, with_coco_ids)
+    out = tmp_path / "out"
+    found = build(scenes, out, "--images", scenes.data / "train2017", "--annotations", annotations,
+                  "--split", "train", "--split", "restval")  # fmt: skip
+    wanted = {n: i for n, i in images.items() if i["split"] in ("train", "restval")}
+    assert {name: captions for name, (captions, _) in found.items()} == {
+        name: [sentence["raw"] for sentence in image["sentences"]] for name, image in wanted.items()
+    }
+    ids = {int(key) for key in read_keys(out)}
+    assert ids == {image["cocoid" if with_coco_ids else "imgid"] for image in wanted.values()}
+
+
+def read_keys(folder: Path) -> set[str]:
+    tars = [str(folder / shard.file) for shard in read_manifest(folder).shards]
+    return {sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((), "it has train (16), restval (16), val (16), test (15)"),
+     (("--split", "tset"), "no split tset; it has")],
+)  # fmt: skip
+def test_a_split_must_be_named(
+    scenes: Scenes, tmp_path: Path, options: tuple, message: str
+) -> None:
+    karpathy(scenes, tmp_path / "dataset.json", with_coco_ids=True)
+    done = run_shards("tokenizer", "--annotations", tmp_path / "dataset.json",
+                      "--out", tmp_path / "t.json", *options)  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def foreign_tars(scenes: Scenes, folder: Path, captions_as: str) -> dict[str, str]:
+    """Tars as others write them, with keys of any form. Returns picture member -> caption."""
+    folder.mkdir()
+    rows = dict(rows_of(scenes))
+    wanted = {}
+    for number, names in enumerate((sorted(rows)[:5], sorted(rows)[5:9])):
+        tar_name = f"shard {number}.tar"
+        with tarfile.open(folder / tar_name, "w", format=tarfile.PAX_FORMAT) as tar:
+            for position, name in enumerate(names):
+                key = f"./Part/{position:04d}"  # the same in both tars
+                caption = rows[name]
+                text = caption if captions_as == "txt" else json.dumps({"caption": caption})
+                picture = (scenes.data / "train2017" / name).read_bytes()
+                for part, data in (("jpg", picture), (captions_as, text.encode())):
+                    info = tarfile.TarInfo(f"{key}.{part}")
+                    info.size = len(data)
+                    info.pax_headers = {"comment": "a pax header before every member"}
+                    tar.addfile(info, io.BytesIO(data))
+                wanted[f"{tar_name}/{key}.jpg"] = caption
+    return wanted
+
+
+@pytest.mark.parametrize("captions_as", ["txt", "json"])
+def test_a_foreign_webdataset_is_packed_again(
+    scenes: Scenes, tmp_path: Path, captions_as: str
+) -> None:
+    wanted = foreign_tars(scenes, tmp_path / "tars", captions_as)
+    found = build(scenes, tmp_path / "out", "--webdataset", tmp_path / "tars")
+    assert {name: captions for name, (captions, _) in found.items()} == {
+        name: [caption] for name, caption in wanted.items()
+    }
+
+
+def test_our_own_shards_packed_again_keep_ids_captions_and_bytes(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    build(scenes, tmp_path / "out", "--webdataset", scenes.train)
+    tars = {name for name in digests(scenes.train) if name.endswith(".tar")}
+    again, before = (
+        {s["__key__"]: (json.loads(s["json"])["captions"], s["jpg"]) for s in
+         webdataset.WebDataset([str(folder / tar) for tar in sorted(tars)], shardshuffle=False)}
+        for folder in (tmp_path / "out", scenes.train)
+    )  # fmt: skip
+    assert again == before
+
+
+def test_a_damaged_foreign_tar_is_refused(scenes: Scenes, tmp_path: Path) -> None:
+    foreign_tars(scenes, tmp_path / "tars", "txt")
+    path = tmp_path / "tars" / "shard 0.tar"
+    whole = path.read_bytes()
+    for spoilt, said in (
+        (whole + whole, "data that is no member"),  # concatenated: tarfile stops at the first end
+        (whole[: len(whole) // 2], "not a whole tar"),
+        (whole[:9000] + b"\0" * 3000 + whole[12000:], "quarantine.jsonl names each"),
+    ):
+        path.write_bytes(spoilt)
+        done = run_shards("build", "--webdataset", path.parent, "--tokenizer", scenes.tokenizer,
+                          "--out", tmp_path / "out", "--workers", 1, "--json")  # fmt: skip
+        lost = done.returncode == 0 and json.loads(done.stdout)["images_packed"] < 9
+        assert not lost
+        assert done.returncode == 0 or said in done.stderr
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_a_key_of_any_name_fits_a_tar(name: str) -> None:
+    key = name_key(name)
+    assert key
+    assert set(key) <= KEY_CHARACTERS
+    assert len(key) <= MAX_KEY
+
+
+def test_names_that_differ_in_odd_characters_get_different_keys() -> None:
+    names = ["A.jpg", "a.jpg", "ä.jpg", "ö.jpg", "x/a.jpg", "x_a.jpg"]
+    assert len({name_key(name) for name in names}) == len(names)
+    assert name_key("1000268201_693b08cb0e.jpg") == "1000268201_693b08cb0e"
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(scenes: Scenes, tmp_path: Path) -> None:
+    folder, annotations = coco_folder(scenes, tmp_path / "data")
+    for entry in annotations["annotations"][::3]:
+        entry["caption"] = "ein Zebra"
+    save_annotations(folder, annotations)
+    command = build_command(folder, scenes, tmp_path / "out")
+    done = run_shards(*command)
+    assert done.returncode == 2
+    assert "more than --max-unk 5.0%" in done.stderr
+    assert "'Zebra' (105)" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = run_shards(*command, "--max-unk", 0.3, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0.05 < report["unk_share"] < 0.3
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    shutil.rmtree(tmp_path / "out")
