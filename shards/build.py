@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers import Tokenizer
-
 from shards.atomic import atomic_file
 from shards.format import (
     Extent,
@@ -26,9 +24,10 @@ from shards.format import (
 from shards.guard import Packed, bounded, bounded_in_own_process
 from shards.images import BadImageError, ImagePolicy, pack_image
 from shards.pictures import read_picture, read_pictures
+from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.record import Record, is_utf8
 from shards.storage import is_remote
-from shards.tokenizer import UNK, encode_all, load_tokenizer
+from shards.tokenizer import UNK, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def build_shard(
     Raises:
         OSError: the machine's own failures (full disk, read-only, I/O error), not a record's fault.
     """
-    tokenizer = _tokenizer(job.tokenizer)
+    encode = _encoder(job.tokenizer)
     policy = ImagePolicy(**job.build["image_policy"])
     members: list[Member] = []
     quarantine: list[dict[str, Any]] = []
@@ -83,7 +82,7 @@ def build_shard(
             pictures = read_pictures(job.images_dir, job.records)
             for position, (record, read) in enumerate(pictures):
                 on_record(position)
-                captions, tokens, bad_captions = tokenise(record, tokenizer)
+                captions, tokens, bad_captions = tokenise(record, encode)
                 quarantine += bad_captions
                 try:
                     if not captions:
@@ -123,12 +122,12 @@ def build_shard(
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(path: Path) -> Tokenizer:
-    return load_tokenizer(path)  # once a process, not once a shard
+def _encoder(path: Path) -> Encoder:
+    return fast_encoder(load_tokenizer(path))  # once a process, not once a shard
 
 
 def tokenise(
-    record: Record, tokenizer: Tokenizer
+    record: Record, encode: Encoder
 ) -> tuple[list[str], list[list[int]], list[dict[str, Any]]]:
     """A record's captions, the token ids of each, and quarantine entries for those left out."""
     bad = []
@@ -138,7 +137,7 @@ def tokenise(
             captions.append((position, caption))
         else:
             bad.append(_quarantined(record, "caption not UTF-8", ascii(caption), position))
-    ids = encode_all(tokenizer, [caption for _, caption in captions])
+    ids = encode([caption for _, caption in captions])
     good = []
     for (position, caption), tokens in zip(captions, ids, strict=True):
         if tokens:

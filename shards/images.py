@@ -1,7 +1,7 @@
 """Bytes of a picture -> checked, resized, encoded bytes; what is rejected, and why.
 
 Ordinary JPEGs go through libjpeg-turbo: decoded at the smallest DCT scale that is not below the
-wanted size, resized by pixel area, encoded again. Everything else goes through Pillow.
+wanted size, resized, encoded again. Everything else goes through Pillow.
 """
 
 import io
@@ -17,6 +17,7 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE = 30_000
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXIF_ORIENTATION = 0x0112
+MILD_SHRINKING = 1.25  # a cubic sees four pixels across; beyond this it would miss some
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; MAX_PIXELS above refuses
 cv2.setNumThreads(1)  # processes share the cores; threads below them would only fight
@@ -123,7 +124,12 @@ def _shrink(pixels: np.ndarray, policy: ImagePolicy) -> np.ndarray:
     height, width = _target_size(pixels.shape[0], pixels.shape[1], policy.resize_short)
     if (height, width) == pixels.shape[:2]:
         return pixels
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    # A decoder's DCT scaling leaves at most a quarter to shrink as a rule, where a cubic is closer
+    # to Lanczos than averaging areas, in 0.4 of its time (docs/benchmarks.md).
+    mild = pixels.shape[0] <= MILD_SHRINKING * height
+    return cv2.resize(
+        pixels, (width, height), interpolation=cv2.INTER_CUBIC if mild else cv2.INTER_AREA
+    )
 
 
 def _encode(pixels: np.ndarray, policy: ImagePolicy) -> tuple[bytes, int, int]:

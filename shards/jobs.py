@@ -11,6 +11,7 @@ from shards.build import ShardJob, tokenise
 from shards.format import KEY_CHARACTERS, MANIFEST, read_sidecar, shard_tars, sidecar_path
 from shards.images import ImagePolicy
 from shards.pictures import PASSING_REASONS, is_readable
+from shards.plain_captions import fast_encoder
 from shards.plan import plan_shards
 from shards.sources.record import Record, source_sha256
 from shards.storage import persistently, size_of
@@ -66,10 +67,11 @@ def check_unknown_words(
     Raises:
         ValueError: more than `max_unk` of the tokens are UNK; the commonest such words are named.
     """
+    encode = fast_encoder(tokenizer)
     num_tokens = 0
     unknown: Counter[str] = Counter()
     for record in islice((record for job in jobs for record in job.records), UNK_SAMPLE):
-        captions, tokens, _ = tokenise(record, tokenizer)
+        captions, tokens, _ = tokenise(record, encode)
         num_tokens += sum(map(len, tokens))
         for caption in captions:
             unknown.update(unknown_words(tokenizer, caption))

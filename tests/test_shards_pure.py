@@ -10,16 +10,20 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from tokenizers import normalizers
 
 from shards.format import add_to_tar, image_id_of, key_of, open_tar_for_writing, ustar_header
 from shards.images import BadImageError, ImagePolicy, decode_any, decode_rgb, pack_image
+from shards.plain_captions import fast_encoder
 from shards.plan import plan_shards
 from shards.tokenizer import (
     SPECIAL_TOKENS,
     UNK,
     decode,
     encode,
+    encode_all,
     load_tokenizer,
+    train_bpe_tokenizer,
     train_word_tokenizer,
 )
 
@@ -115,6 +119,64 @@ def test_any_text_encodes_without_marks(captions: list[str]) -> None:
     tokenizer = train_word_tokenizer(["a b", *captions], min_count=1)
     for caption in captions:
         assert all(i > UNK for i in encode(tokenizer, caption))
+
+
+WORDY = train_word_tokenizer(["A man's dog, 3 red_balls! A man; (dog) <unk> x-ray"], min_count=1)
+ASCII = st.text(st.characters(max_codepoint=127), max_size=40)
+SPEECH = st.lists(st.sampled_from(["A", "man", "'", "s ", "3", "_", "<unk>", "zebra", " ", "-"]))
+
+
+@given(st.lists(st.one_of(ASCII, SPEECH.map("".join), st.text(max_size=20)), max_size=5))
+def test_plain_captions_give_the_ids_of_the_library(captions: list[str]) -> None:
+    assert fast_encoder(WORDY)(captions) == encode_all(WORDY, captions)
+
+
+def test_other_tokenizers_are_the_librarys_alone() -> None:
+    bpe = train_bpe_tokenizer(["a red circle"] * 3, min_count=1, vocab_size=270)
+    cased = train_word_tokenizer(["a Red circle"], min_count=1)
+    cased.normalizer = normalizers.NFC()
+    for tokenizer in (bpe, cased):
+        captions = ["A red Circle", "a red circle!"]
+        assert fast_encoder(tokenizer)(captions) == encode_all(tokenizer, captions)
+
+
+RUSSIAN = ["Собака бежит по траве.", "СОБАКА спит на ТРАВЕ."] * 5
+JAPANESE = ["猫が窓辺で眠っている。", "犬が芝生を走っている。"] * 5
+
+
+@pytest.mark.parametrize("captions", [RUSSIAN, JAPANESE])
+def test_bpe_speaks_any_language(captions: list[str]) -> None:
+    tokenizer = train_bpe_tokenizer(captions, min_count=2, vocab_size=400)
+    assert tokenizer.get_vocab_size() <= 400
+    assert [tokenizer.id_to_token(i) for i in range(4)] == list(SPECIAL_TOKENS)
+    for caption in captions:
+        ids = encode(tokenizer, caption)
+        assert min(ids) > UNK
+        assert decode(tokenizer, ids) == caption.lower()
+        assert len(ids) < len(caption.encode()) / 2
+    again = train_bpe_tokenizer(captions, min_count=2, vocab_size=400)
+    assert again.to_str() == tokenizer.to_str()
+
+
+def test_words_of_any_language_are_folded() -> None:
+    for one, other in (
+        ("Straße", "STRASSE"), ("Σίσυφος", "ΣΊΣΥΦΟΣ"), ("собака", "СОБАКА"), ("ﬁsh", "FISH"),
+        ("cafe\u0301", "CAFÉ"), ("İ", "i\u0307"),
+    ):  # fmt: skip
+        tokenizer = train_word_tokenizer([one, other], min_count=2)
+        assert encode(tokenizer, one) == encode(tokenizer, other) == [4]
+
+
+@given(st.text(max_size=60))
+def test_bpe_gives_any_text_back(text: str) -> None:
+    tokenizer = train_bpe_tokenizer(["a red circle", text], min_count=1, vocab_size=300)
+    folded = tokenizer.normalizer.normalize_str(text)
+    assert decode(tokenizer, encode(tokenizer, text)).strip() == folded.strip()
+
+
+def test_a_bpe_vocabulary_must_hold_the_bytes() -> None:
+    with pytest.raises(ValueError, match="260 or more"):
+        train_bpe_tokenizer(["a"], min_count=1, vocab_size=100)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"version":"1.0"}'])
