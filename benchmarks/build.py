@@ -1,17 +1,22 @@
-"""How fast pictures are packed: short side 256, quality 90, by two processes.
+"""How fast pictures are packed: short side 256, quality 90, by two processes; and untouched.
 
-    python benchmarks/build.py
+    python benchmarks/build.py [--img2dataset PYTHON]
 
 Side by side: the command `python -m shards build`; the bare work of as many processes, decoding,
 shrinking and encoding JPEG bytes that lie in memory; webdataset's ShardWriter with Pillow as
-documented, a range of pictures a process. Starting and ending does not count, but the command's has
-a column of its own: the time it takes for one picture a process.
+documented, a range of pictures a process; img2dataset, reading the same files by their URLs, where
+a Python is named that has it. Then packing untouched bytes beside copying the files. Starting and
+ending does not count, but the command's has a column of its own: the time it takes for one picture
+a process.
+
+At the end: what the resizing does to the pixels, and the memory of a packing process.
 """
 
 import argparse
 import io
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import psutil
 import simplejpeg
 import webdataset
@@ -47,6 +53,7 @@ from benchmarks.side_by_side import (
     report,
     take_turns,
 )
+from shards.images import ImagePolicy, shrink, target_size
 
 SHORT_SIDE = 256
 QUALITY = 90
@@ -60,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_picture_options(parser, samples=4000)
     parser.add_argument("--workers", type=int, default=2, help="processes of each variant")
+    parser.add_argument("--img2dataset", metavar="PYTHON", help="a Python that has img2dataset")
     add_common_options(parser)
     parser.set_defaults(repetitions=3)
     arguments = parser.parse_args()
@@ -73,6 +81,7 @@ def main() -> None:
         out = folder / "out"
         pack_all = build_command(images, folder / "all", out, SAMPLES_PER_SHARD, workers)
         pack_few = build_command(images, folder / "few", out, 1, workers)
+        keep_all, keep_few = ([*c, "--resize-short", "0"] for c in (pack_all, pack_few))
 
         jpegs = [(images / image["file_name"]).read_bytes() for image in data["images"]]
         records = repeated(data, num_samples)
@@ -83,23 +92,40 @@ def main() -> None:
         def with_webdataset(numbers: range) -> None:
             _write_shards(images, records, folder / "webdataset", numbers)
 
-        measured = take_turns(
-            {
-                "capstream": lambda: _command(pack_all, pack_few, num_samples, out),
-                "bare work": lambda: (_rate(bare_work, num_samples, workers), {}),
-                # The slowest of the three takes its time over a quarter of the pictures.
-                "webdataset": lambda: (_rate(with_webdataset, num_samples // 4, workers), {}),
-            },
-            arguments.repetitions,
-        )
+        def copy(numbers: range) -> None:
+            _copy_files(images, records, folder / "copies", numbers)
+
+        variants: dict[str, Callable[[], Result]] = {
+            "capstream": lambda: _command(pack_all, pack_few, num_samples, out),
+            "bare work": lambda: (_rate(bare_work, num_samples, workers), {}),
+            # The slow ones take their time over a quarter of the pictures.
+            "webdataset": lambda: (_rate(with_webdataset, num_samples // 4, workers), {}),
+            "capstream, untouched": lambda: _command(keep_all, keep_few, num_samples, out),
+            "copying the files": lambda: (_rate(copy, num_samples, workers), {}),
+        }
+        if arguments.img2dataset:
+            urls = _url_list(images, records, num_samples // 4, folder / "urls.tsv")
+            few_urls = _url_list(images, records, workers, folder / "few-urls.tsv")
+            all_at_once, few = (
+                _img2dataset(arguments.img2dataset, file, folder / "img2dataset", workers)
+                for file in (urls, few_urls)
+            )
+            variants["img2dataset"] = lambda: _command(
+                all_at_once, few, num_samples // 4, folder / "img2dataset"
+            )
+        measured = take_turns(variants, arguments.repetitions)
         rss, private = _peak_memory(pack_all, out)
+        facts["PSNR to Lanczos, dB: ours, areas, areas of all pixels"] = _fidelity(jpegs)
     facts["workers"] = workers
     facts["pictures packed"] = num_samples
     facts["peak MB of a packing process"] = f"{rss / 1e6:.0f} ({private / 1e6:.0f} private)"
     ratios = {
-        "capstream / bare work": (ratio(measured, 0, 1), 0.85),
-        "capstream / webdataset": (ratio(measured, 0, 2), None),
+        "capstream / bare work": (ratio(measured, 0, 1), 0.95),
+        "capstream / webdataset": (ratio(measured, 0, 2), 2.5),
+        "untouched / copying": (ratio(measured, 3, 4), 0.8),
     }
+    if arguments.img2dataset:
+        ratios["capstream / img2dataset"] = (ratio(measured, 0, 5), 3.5)
     report(facts, measured, ratios, arguments.json)
 
 
@@ -173,6 +199,53 @@ def _write_shards(images: Path, records: dict[str, Any], out: Path, numbers: ran
             small.save(encoded, "JPEG", quality=QUALITY)
             meta = json.dumps({"image_id": number, "captions": captions[number]}).encode()
             writer.write({"__key__": f"{number:012d}", "jpg": encoded.getvalue(), "json": meta})
+
+
+def _copy_files(images: Path, records: dict[str, Any], out: Path, numbers: range) -> None:
+    """Copy files, and see them to the disk as a build sees its tars there."""
+    out.mkdir(exist_ok=True)
+    for number in numbers:
+        source = images / records["images"][number]["file_name"]
+        shutil.copyfile(source, out / f"{number:012d}.jpg")
+    os.sync()
+
+
+def _url_list(images: Path, records: dict[str, Any], count: int, path: Path) -> Path:
+    rows = [
+        f"{(images / image['file_name']).as_uri()}\ta caption"
+        for image in records["images"][:count]
+    ]
+    path.write_text("\n".join(["url\tcaption", *rows]))
+    return path
+
+
+def _img2dataset(python: str, urls: Path, out: Path, workers: int) -> list[str]:
+    options = {
+        "url_list": urls, "input_format": "tsv", "url_col": "url", "caption_col": "caption",
+        "output_folder": out, "output_format": "webdataset", "processes_count": workers,
+        "thread_count": 16, "image_size": SHORT_SIDE, "resize_mode": "keep_ratio",
+        "resize_only_if_bigger": True, "encode_quality": QUALITY,
+        "number_sample_per_shard": SAMPLES_PER_SHARD // 2, "enable_wandb": False,
+    }  # fmt: skip
+    return [str(Path(python).with_name("img2dataset")), *(f"--{n}={v}" for n, v in options.items())]
+
+
+def _fidelity(jpegs: list[bytes]) -> str:
+    """Mean PSNR in dB, against Lanczos from the full picture, of what our packing resizes to, of
+    areas after the same DCT scaling, and of areas of all pixels. JPEG encoding is left out."""
+    policy = ImagePolicy(SHORT_SIDE, QUALITY)
+    totals = np.zeros(3)
+    for jpeg in jpegs:
+        full = simplejpeg.decode_jpeg(jpeg, "RGB")
+        height, width = target_size(*full.shape[:2], SHORT_SIDE)
+        scaled = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=height, min_width=width)
+        best = np.asarray(Image.fromarray(full).resize((width, height), Image.Resampling.LANCZOS))
+        size = (width, height)
+        areas = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (scaled, full)]
+        for number, pixels in enumerate([shrink(scaled, policy), *areas]):
+            error = np.mean((pixels.astype(float) - best) ** 2)
+            totals[number] += 10 * np.log10(255**2 / max(error, 1e-9))
+    return ", ".join(f"{total / len(jpegs):.1f}" for total in totals)
 
 
 def _peak_memory(command: list[str], out: Path) -> tuple[int, int]:

@@ -100,11 +100,21 @@ def mark_best(commit_path: Path) -> None:
 
 
 def load_scores(checkpoints: Path, last_step: int) -> dict[int, dict[str, float]]:
-    """Step -> scores of the evaluations up to `last_step`, those of a run that goes on from it."""
+    """Step -> scores of the evaluations up to `last_step`, those of a run that goes on from it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = checkpoints / SCORES
     if not path.exists():
         return {}
-    scores = {int(step): found for step, found in json.loads(path.read_bytes()).items()}
+    try:
+        scores = {int(step): dict(found) for step, found in json.loads(path.read_bytes()).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: damaged ({error}); delete it to go on: the scores of earlier evaluations are "
+            "then forgotten, the checkpoints are not"
+        ) from None
     return {step: found for step, found in scores.items() if step <= last_step}
 
 

@@ -118,6 +118,8 @@ def main() -> None:
     with usage_errors("evaluate"):
         if arguments.batch_size < 1:
             raise ValueError(f"--batch_size: {arguments.batch_size}: must be 1 or more")
+        if arguments.out.is_dir():
+            raise ValueError(f"--out: {arguments.out}: is a folder; name a file in it")
         trained = load_trained(arguments.checkpoint)
         shards = ShardFolder(arguments.shards)
         if shards.manifest.tokenizer_sha256 != tokenizer_sha256(trained.tokenizer_path):

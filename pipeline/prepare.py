@@ -68,6 +68,7 @@ def prepare(config: Config) -> Run:
     )
     num_steps = -(-int(num_slots) // batch_size)
     commit = _commit_to_resume(config, train_shards, int(num_slots), num_steps)
+    _make_run_dir(Path(config.run_dir))
     torch.manual_seed(config.seed)
     captioner = Captioner(
         config.model, train_shards.tokenizer.get_vocab_size(), pretrained=commit is None
@@ -82,6 +83,15 @@ def prepare(config: Config) -> Run:
         num_slots=int(num_slots),
         num_steps=num_steps,
     )
+
+
+def _make_run_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run_dir: {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"run_dir: {path}: cannot be written to")
 
 
 @torch.no_grad()
@@ -106,6 +116,7 @@ def _commit_to_resume(
     if not commits:
         return None
     newest = commits[-1]
+    checkpoint.load_scores(newest.parent, checkpoint.step_of(newest))
     if config.train.resume == "never":
         raise ValueError(
             f"run_dir: {config.run_dir} holds checkpoints already; name another folder, or "

@@ -1,21 +1,15 @@
 """Files that appear under their name whole, or not at all, whatever happens to the process."""
 
+import fcntl
 import os
-import re
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import psutil
-
 from shards.storage import is_remote, upload
-
-TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp")
-ABANDONED_S = 3600  # a temporary file that nobody has written to for so long is nobody's
 
 
 @contextmanager
@@ -25,30 +19,44 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     The file and then its folder reach the disk before this returns. After an error nothing is left
     under `path`; after a kill only a `.NAME.HOST-PID.tmp` remains. Two processes writing the same
     path each write their own temporary file, and the later rename wins. A file behind a URL is
-    written on this machine and uploaded whole.
+    written on this machine, where it has no name that could remain, and uploaded whole.
 
     Raises:
         OSError: as the file system reports it, the temporary file removed.
     """
     if is_remote(path):
-        with tempfile.NamedTemporaryFile(prefix="capstream-") as file:
+        with tempfile.TemporaryFile() as file:
             yield cast(BinaryIO, file)
             file.flush()
-            upload(Path(file.name), path)
+            upload(Path(f"/dev/fd/{file.fileno()}"), path)
         return
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
+    host = socket.gethostname().replace("/", "_")
+    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}.tmp")
     try:
-        with open(temporary, "w+b") as file:
+        with _open_locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
             error.filename = str(path)  # a write that fails does not say of what
         raise
     fsync_folder(path.parent)
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """A new file with a lock that tells `remove_abandoned` of its process's life.
+
+    A kill ends the lock, on whichever machine and in whichever container.
+    """
+    while True:
+        file = open(path, "w+b")  # noqa: SIM115  # the caller closes it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # removed before the lock was there
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -67,23 +75,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed."""
+    """Remove the temporary files of processes that are no more."""
     if is_remote(folder):  # those were written elsewhere
         return
     for path in folder.glob(".*.tmp"):
-        found = TEMPORARY.fullmatch(path.name)
         try:
-            if found and _is_abandoned(path, found["host"], int(found["pid"])):
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-        except FileNotFoundError:  # somebody else was faster
+        except (FileNotFoundError, BlockingIOError):  # removed by another, or in use
             continue
-
-
-def _is_abandoned(path: Path, host: str, pid: int) -> bool:
-    if host == _host() and not psutil.pid_exists(pid):
-        return True
-    return time.time() - path.stat().st_mtime > ABANDONED_S
-
-
-def _host() -> str:
-    return socket.gethostname().replace(".", "_")

@@ -156,6 +156,8 @@ def _pack(
     except BadImageError:
         if not is_remote(images_dir):
             raise
+    except OSError as error:
+        raise OSError(f"{record.file_name}: {error}") from None
     # What came from afar may have been cut off on the way: it is bad when it comes so again.
     again = read_picture(images_dir, record)
     return bound(lambda: pack_image(again, policy))

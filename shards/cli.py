@@ -47,6 +47,12 @@ def _terminate(number: int, frame: Any) -> NoReturn:
     raise _Terminated
 
 
+def _num_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # a scheduler may have given some of them only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -110,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quality", type=int, default=90, help="JPEG quality of encoded pictures")
     _add_limits(sub)
     sub.add_argument("--executor", choices=("local", "ray"), default="local")
-    sub.add_argument("--workers", type=_count, default=os.cpu_count(), help="processes (local)")
-    sub.add_argument("--ray-address", help="of a Ray cluster; without, one starts on this machine")
+    sub.add_argument("--workers", type=_count, default=_num_cpus(), help="processes (local)")
+    sub.add_argument("--ray-address", help="of a Ray cluster; else RAY_ADDRESS, or one here")
     sub.add_argument(
         "--job-index",
         type=int,

@@ -12,7 +12,7 @@ from shards.atomic import remove_abandoned, write_atomic
 from shards.build import ShardJob
 from shards.executors import local_packers, run_local, run_ray, share_of
 from shards.finalize import finalize
-from shards.format import Manifest, read_manifest
+from shards.format import read_manifest
 from shards.images import ImagePolicy
 from shards.jobs import check_unknown_words, open_jobs, plan_jobs
 from shards.packer import Packer
@@ -88,8 +88,7 @@ def build(arguments: Namespace) -> int:
             f"done, {images_per_s:,.1f} images/s; `finalize` closes the data set"
         )
         return 0
-    manifest = finalize(arguments.out, arguments.tokenizer, arguments.max_bad, arguments.max_unk)
-    _report(arguments.out, manifest, images_per_s or None, arguments.json)
+    _close(arguments.out, arguments, images_per_s or None)
     return 0
 
 
@@ -115,8 +114,7 @@ def _pack(arguments: Namespace, jobs: list[ShardJob], packers: list[Packer]) -> 
 
 def finish(arguments: Namespace) -> int:
     """Close a data set whose shards were packed by others."""
-    manifest = finalize(arguments.dir, arguments.tokenizer, arguments.max_bad, arguments.max_unk)
-    _report(arguments.dir, manifest, None, arguments.json)
+    _close(arguments.dir, arguments, None)
     return 0
 
 
@@ -181,7 +179,9 @@ def _plan(arguments: Namespace) -> list[ShardJob]:
     return jobs
 
 
-def _report(folder: Path, manifest: Manifest, images_per_s: float | None, as_json: bool) -> None:
-    report = make_report(folder, manifest, images_per_s)
+def _close(folder: Path, arguments: Namespace, images_per_s: float | None) -> None:
+    """Finalize a data set, and report on it."""
+    manifest, sidecars = finalize(folder, arguments.tokenizer, arguments.max_bad, arguments.max_unk)
+    report = make_report(manifest, sidecars, images_per_s)
     write_report(folder, report)
-    print(json.dumps(report) if as_json else "\n".join(report_lines(folder, report)))
+    print(json.dumps(report) if arguments.json else "\n".join(report_lines(folder, report)))

@@ -5,12 +5,14 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from shards.build import ShardJob
 from shards.packer import Packer
+from shards.storage import is_remote
 
 POLL_S = 0.2  # how often the progress bar moves
 RAY_RETRIES = 3  # of a job whose node or process was lost
@@ -73,7 +75,7 @@ def run_ray(jobs: list[ShardJob], address: str | None, on_progress: OnProgress) 
     Every node must reach the folders by the same paths or URLs.
 
     Args:
-        address: of the cluster; None starts one on this machine.
+        address: of the cluster; None takes that of RAY_ADDRESS, or starts one on this machine.
     Raises:
         ValueError: Ray is not installed.
         OSError: a job failed; what it said.
@@ -92,7 +94,7 @@ def run_ray(jobs: list[ShardJob], address: str | None, on_progress: OnProgress) 
     )
     try:
         run = ray.remote(max_retries=RAY_RETRIES, num_cpus=1)(_run_on_ray)
-        sizes = {run.remote(job): len(job.records) for job in jobs}
+        sizes = {run.remote(_with_whole_paths(job)): len(job.records) for job in jobs}
         pending, done = list(sizes), 0
         while pending:
             finished, pending = ray.wait(pending, timeout=POLL_S)
@@ -102,6 +104,20 @@ def run_ray(jobs: list[ShardJob], address: str | None, on_progress: OnProgress) 
             on_progress(done)
     finally:
         ray.shutdown()
+
+
+def _with_whole_paths(job: ShardJob) -> ShardJob:
+    """Ray's processes work in folders of their own."""
+
+    def whole(path: Path) -> Path:
+        return path if is_remote(path) else path.absolute()
+
+    return replace(
+        job,
+        images_dir=whole(job.images_dir),
+        out_dir=whole(job.out_dir),
+        tokenizer=whole(job.tokenizer),
+    )
 
 
 def _get(ray: Any, reference: Any) -> None:

@@ -25,11 +25,13 @@ from shards.format import (
     write_index,
     write_manifest,
 )
-from shards.storage import persistently, read_bytes
+from shards.storage import persistently, read_bytes, size_of
 from shards.tokenizer import tokenizer_sha256
 
 
-def finalize(folder: Path, tokenizer: Path, max_bad: float, max_unk: float) -> Manifest:
+def finalize(
+    folder: Path, tokenizer: Path, max_bad: float, max_unk: float
+) -> tuple[Manifest, list[Sidecar]]:
     """Close a build whose every shard is done.
 
     Args:
@@ -37,13 +39,20 @@ def finalize(folder: Path, tokenizer: Path, max_bad: float, max_unk: float) -> M
         tokenizer: the tokenizer.json that the shards were built with.
         max_bad: the largest share, 0 to 1, of records or of captions that may be quarantined.
         max_unk: the largest share, 0 to 1, of tokens that may be UNK.
+    Returns:
+        The manifest, and the sidecars without their members.
     Raises:
-        ValueError: shards are missing, or of different builds; the tokenizer is another one; too
-            much was quarantined (quarantine.jsonl is written all the same, to look at) or is UNK.
+        ValueError: shards are missing, or of different builds; a tar is not its sidecar's; the
+            tokenizer is another one; too much was quarantined (quarantine.jsonl is written all
+            the same, to look at) or is UNK.
     """
     sidecars: list[Sidecar] = []
     columns: list[dict[str, np.ndarray]] = []
     for sidecar in read_sidecars(folder):
+        if size_of(folder / sidecar.shard) != sidecar.num_bytes:
+            raise ValueError(
+                f"{folder / sidecar.shard}: not of the size in its sidecar; run the build again"
+            )
         columns.append(index_columns(sidecar.members))
         sidecars.append(replace(sidecar, members=()))  # a million of them take a gigabyte
     if tokenizer_sha256(tokenizer) != sidecars[0].build["tokenizer_sha256"]:
@@ -56,7 +65,7 @@ def finalize(folder: Path, tokenizer: Path, max_bad: float, max_unk: float) -> M
     remove_abandoned(folder)
     manifest = describe(folder, sidecars)
     write_manifest(folder, manifest)
-    return manifest
+    return manifest, sidecars
 
 
 def describe(folder: Path, sidecars: Sequence[Sidecar]) -> Manifest:
@@ -89,7 +98,10 @@ def read_sidecars(folder: Path) -> Iterator[Sidecar]:
     for path in paths:
         if not persistently(path, path.exists):
             continue
-        sidecar = read_sidecar(path)
+        try:
+            sidecar = read_sidecar(path)
+        except FileNotFoundError:  # just now taken back, to be done again
+            continue
         if first is None:
             first = sidecar
             missing = set(range(first.num_shards))

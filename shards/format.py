@@ -198,6 +198,7 @@ def read_sidecar(path: Path) -> Sidecar:
     """Read one sidecar.
 
     Raises:
+        FileNotFoundError: it is not there.
         ValueError: the file is not a sidecar of this format version.
     """
     value = _read_json(path, "a shard's sidecar")
@@ -403,6 +404,8 @@ def read_manifest(folder: Path) -> Manifest:
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         value = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        raise
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as {what} ({error})") from error
     if not isinstance(value, dict):

@@ -8,7 +8,9 @@ process of its own, so that whatever dies is known and only it is left out.
 import json
 import os
 import resource
+import select
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from shards.images import BadImageError
 
 PICTURE_CPU_S = 2.0  # a 64-megapixel PNG takes about one
 PICTURE_MEMORY_BYTES = 3 << 30  # beyond what the process has when it begins
+
+PATIENCE_S = 60  # of waiting for a decoder that may use no processor time at all
 
 Packed = tuple[bytes, int, int]  # JPEG bytes, width, height
 
@@ -66,9 +70,12 @@ def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
         finally:
             os._exit(status)
     os.close(writing)
-    with open(reading, "rb") as answer:
-        data = answer.read()
+    data = _read_all(reading)
+    if data is None:  # forked while a thread held a lock, say: nothing to do with the picture
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    if data is None:
+        raise OSError(f"a picture's decoder gave no answer in {PATIENCE_S} s")
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number == signal.SIGKILL:
@@ -81,6 +88,19 @@ def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
     if "reason" in told:
         raise BadImageError(told["reason"], told["detail"])
     return jpeg, told["width"], told["height"]
+
+
+def _read_all(descriptor: int) -> bytes | None:
+    """What comes through a pipe until its other end closes; None if that takes too long."""
+    deadline = time.monotonic() + PATIENCE_S
+    parts: list[bytes] = []
+    with open(descriptor, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            part = pipe.read(1 << 20)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    return None
 
 
 def _answer(work: Callable[[], Packed]) -> bytes:

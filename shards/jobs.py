@@ -8,7 +8,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from shards.build import ShardJob, tokenise
-from shards.format import KEY_CHARACTERS, MANIFEST, read_sidecar, shard_tars, sidecar_path
+from shards.format import (
+    KEY_CHARACTERS,
+    MANIFEST,
+    read_sidecar,
+    shard_file,
+    shard_tars,
+    sidecar_path,
+)
 from shards.images import ImagePolicy
 from shards.pictures import PASSING_REASONS, is_readable
 from shards.plain_captions import fast_encoder
@@ -95,31 +102,41 @@ def open_jobs(jobs: list[ShardJob]) -> list[ShardJob]:
     if not jobs:  # an array may have more members than there are shards
         return []
     out_dir = jobs[0].out_dir
-    by_number = {job.number: job for job in jobs}
+    build, num_shards = jobs[0].build, jobs[0].num_shards
+    present = {path.name for path in shard_tars(out_dir)}
+    planned = {shard_file(build["name"], number) for number in range(num_shards)}
+    if present - planned:
+        raise _another_build(out_dir)
     finished = set()
-    for tar_path in shard_tars(out_dir):
-        path = sidecar_path(tar_path)
-        if not persistently(path, path.exists):
-            continue  # a kill between tar and sidecar: this shard is done again
-        sidecar = read_sidecar(path)
-        if sidecar.build != jobs[0].build or sidecar.num_shards != jobs[0].num_shards:
-            raise ValueError(
-                f"{out_dir}: holds shards built from another source, tokenizer or options; "
-                "choose another --out or remove it"
-            )
-        job = by_number.get(sidecar.number)
-        if job is None or size_of(tar_path) != sidecar.num_bytes:
+    for job in jobs:
+        if job.tar_path.name not in present:
+            continue
+        path = sidecar_path(job.tar_path)
+        try:
+            sidecar = read_sidecar(path)
+        except FileNotFoundError:  # a kill between tar and sidecar: this shard is done again
+            continue
+        if sidecar.build != build or sidecar.num_shards != num_shards:
+            raise _another_build(out_dir)
+        if size_of(job.tar_path) != sidecar.num_bytes:
             continue
         if _has_passed(job, sidecar.quarantine):
-            persistently(path, path.unlink)
+            persistently(path, lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
         else:
-            finished.add(sidecar.number)
+            finished.add(job.number)
     still_open = [job for job in jobs if job.number not in finished]
     if still_open:
         # The manifest vouches for a whole data set: without every shard it must not stand.
         manifest = out_dir / MANIFEST
         persistently(manifest, lambda: manifest.unlink(missing_ok=True))
     return still_open
+
+
+def _another_build(out_dir: Path) -> ValueError:
+    return ValueError(
+        f"{out_dir}: holds shards built from another source, tokenizer or options; choose another "
+        "--out or remove it"
+    )
 
 
 def _has_passed(job: ShardJob, quarantine: Iterable[dict]) -> bool:

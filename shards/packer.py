@@ -9,6 +9,7 @@ from typing import Any
 
 from shards.build import ShardJob, Suspicion, build_shard
 from shards.guard import died_of, limit_memory
+from shards.storage import is_remote
 
 MAX_DEATHS = 3  # of one shard's processes; then something else than a picture is wrong
 
@@ -73,7 +74,8 @@ class Packer:
             if self._closed:
                 return InterruptedError("stopped")
             self._start()
-        if -status == signal.SIGPROF:
+        # The clock of a process that fetches pictures meanwhile counts that too, and blames nobody.
+        if -status == signal.SIGPROF and not is_remote(job.images_dir):
             return Suspicion(position, died_of(-status))
         reason = f"signal {-status}" if status < 0 else f"exit code {status}"
         return Suspicion(reason=reason)
@@ -100,8 +102,8 @@ def _serve(pipe: Any, position: Any) -> None:
         job, suspicion = pipe.recv()
         try:
             build_shard(job, note, suspicion)
-        except (OSError, ValueError) as error:
-            pipe.send(error)
+        except (OSError, ValueError, MemoryError) as error:
+            pipe.send(error if isinstance(error, OSError) else OSError(f"{job.tar_path}: {error}"))
         else:
             pipe.send(None)
 

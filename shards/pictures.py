@@ -13,13 +13,14 @@ from shards.images import BadImageError
 from shards.sources.record import Record, is_utf8
 from shards.storage import is_remote, persistently, read_bytes, read_range
 
+MAX_FILE_BYTES = 256 << 20  # of a picture's file, which is read whole
 READ_AHEAD = 16  # pictures on their way from afar while one is packed
 
 # Reasons for a quarantine that may be gone when the build is run again.
 PASSING_REASONS = ("missing file", "unreadable file")
 
 # A picture's own trouble; any other error of the system is the machine's, and stops the build.
-OWN_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP)
+OWN_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENXIO)
 
 
 def read_pictures(
@@ -52,17 +53,22 @@ def read_picture(images_dir: Path, record: Record) -> bytes:
         OSError: the machine's or the network's fault, or the whole folder is gone.
     """
     span = record.span
-    name = _safe_name(record.file_name if span is None else span.tar)
+    name = _safe_name(record.file_name)
+    if span is not None:
+        name = _safe_name(span.tar)
+        _check_bytes(span.size)
     try:
         if span is not None:
             return read_range(images_dir / name, span.offset, span.size)
         if is_remote(images_dir):
             return read_bytes(images_dir / name)
         return _read_regular(f"{images_dir}/{name}")  # pathlib would take as long as the reading
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if not persistently(images_dir, images_dir.is_dir):
             raise OSError(f"{images_dir}: the image folder is gone") from None
         raise BadImageError("missing file", error.strerror or "no such file") from None
+    except MemoryError:  # only a picture from afar is not measured before
+        raise BadImageError("image too large", "does not fit into memory") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise BadImageError("unsafe file name", "longer than the disk allows") from None
@@ -83,10 +89,20 @@ def is_readable(images_dir: Path, record: Record) -> bool:
 def _read_regular(path: str) -> bytes:
     """Read a file, but no named pipe or device: those would be read for ever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
             raise FileNotFoundError(errno.ENOENT, "not a regular file")
-        return file.read()
+        _check_bytes(facts.st_size)
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise BadImageError("image too large", f"{size:,} bytes")
 
 
 def _safe_name(name: str) -> str:

@@ -2,19 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.atomic import write_atomic
-from shards.finalize import read_sidecars
-from shards.format import QUARANTINE, Manifest
+from shards.format import QUARANTINE, Manifest, Sidecar
 
 REPORT = "report.json"
 PERCENTILES = (5, 50, 95, 100)
 
 
-def make_report(folder: Path, manifest: Manifest, images_per_s: float | None) -> dict[str, Any]:
+def make_report(
+    manifest: Manifest, sidecars: Sequence[Sidecar], images_per_s: float | None
+) -> dict[str, Any]:
     """The figures of a finished build.
 
     Args:
@@ -23,7 +24,7 @@ def make_report(folder: Path, manifest: Manifest, images_per_s: float | None) ->
     num_records = 0
     reasons: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
-    for sidecar in read_sidecars(folder):
+    for sidecar in sidecars:
         num_records += sidecar.num_records
         reasons.update(entry["reason"] for entry in sidecar.quarantine)
         lengths.update(dict(sidecar.caption_lengths))

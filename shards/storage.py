@@ -17,7 +17,9 @@ ATTEMPTS = 6
 FIRST_PAUSE_S = 0.2  # doubled after each attempt: 6 s in all
 
 # Asking again does not change these answers.
-LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+LASTING_ERRORS = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, MemoryError,
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -36,12 +38,12 @@ def location(text: str) -> Path:
         # Listings are not remembered: other processes write to the same folder.
         path = UPath(text, use_listings_cache=False)
         _ = path.fs  # connects to nothing, but needs the scheme's library
+        if path.protocol in ("file", "local"):
+            return Path(path.path)
     except ImportError as error:
         raise ValueError(
             f"{text}: needs more libraries, pip install 'capstream[remote]' ({error})"
         ) from None
-    if isinstance(path, Path):  # file://
-        return Path(path)
     return cast(Path, path)
 
 

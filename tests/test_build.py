@@ -367,3 +367,19 @@ def test_original_bytes_are_packed_untouched(scenes: Scenes, tmp_path: Path) -> 
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
         name = json.loads(sample["json"])["file_name"]
         assert sample["jpg"] == (scenes.data / "val2017" / name).read_bytes()
+
+
+def test_odd_things_in_the_place_of_pictures_are_named(scenes: Scenes, tmp_path: Path) -> None:
+    folder, annotations = coco_folder(scenes, tmp_path / "data")
+    images = folder / "train2017"
+    names = [image["file_name"] for image in annotations["images"][:3]]
+    for name in names[:2]:
+        (images / name).unlink()
+    (images / names[0]).mkdir()
+    (images / names[1]).symlink_to(names[1])
+    annotations["images"][2]["file_name"] = f"{names[0]}/inside.jpg"
+    annotations["images"][3]["file_name"] += "/inside.jpg"
+    save_annotations(folder, annotations)
+    done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max-bad", 0.1, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["quarantined"] == {"missing file": 3, "unreadable file": 1}

@@ -50,7 +50,7 @@ def test_flickr8k_builds_in_one_command(real_data: Path, tmp_path: Path) -> None
     flickr = real_data / "flickr8k"
     annotations = flickr / "annotations" / "captions_val.json"
     tokenizer = tmp_path / "tokenizer.json"
-    assert run_shards("tokenizer", "--annotations", annotations,
+    assert run_shards("tokenizer", "--annotations", flickr / "annotations" / "captions_train.json",
                       "--out", tokenizer).returncode == 0  # fmt: skip
     done = run_shards(
         "build", "--images", flickr / "images" / "val", "--annotations", annotations,

@@ -96,6 +96,7 @@ def test_a_bad_day_changes_nothing(
     assert min(injected[fault] for fault in ("500", "503", "429", "cut off", "short")) > 0
 
 
+@pytest.mark.slow  # it is not given up at once
 def test_a_store_that_is_gone_is_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     done = build("s3://shards/gone", "http://127.0.0.1:9", monkeypatch)
     assert done.returncode == 2

@@ -207,6 +207,18 @@ def test_an_empty_split_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     one_line(train(1, "--data.train", empty, "--run_dir", tmp_path / "run"), str(empty), "empty")
 
 
+def test_a_run_folder_that_cannot_be_one_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "file")
+    one_line(done, "run_dir", "file", "File exists")
+    damaged = tmp_path / "run" / "checkpoints"
+    done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 1)
+    assert done.returncode == 0, done.stderr
+    (damaged / "scores.json").write_text("{")
+    done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 1)
+    one_line(done, "scores.json", "delete it to go on")
+
+
 def test_another_tokenizer_or_another_run_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     annotations = scenes.data / "annotations" / "captions_val2017.json"

@@ -35,18 +35,18 @@ class Record:
         return key_of(self.image_id)
 
 
-def name_key(file_name: str) -> str:
+def name_key(file_name: str, plain: bool = True) -> str:
     """A sample key for a picture that has a name only: the name without its extension.
 
-    Where that has other characters than a key may have, they are replaced, and eight digits of the
-    name's hash keep different names apart.
+    Where that has other characters than a key may have, or is not to be `plain`, they are replaced,
+    and sixteen digits of the name's hash keep different names apart.
     """
     stem = re.sub(r"\.\w{1,5}$", "", file_name)
-    if stem and len(stem) <= MAX_KEY and set(stem) <= KEY_CHARACTERS:
+    if plain and stem and len(stem) <= MAX_KEY and set(stem) <= KEY_CHARACTERS:
         return stem
-    plain = "".join(c if c in KEY_CHARACTERS else "_" for c in stem.lower())[: MAX_KEY - 9]
-    digest = hashlib.blake2b(file_name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
-    return f"{plain}-{digest}"
+    readable = "".join(c if c in KEY_CHARACTERS else "_" for c in stem.lower())[: MAX_KEY - 17]
+    digest = hashlib.blake2b(file_name.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{readable}-{digest}"
 
 
 def source_sha256(records: Iterable[Record]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from shards.format import image_id_of
 from shards.sources.annotation_json import parse_json, read_text
 from shards.sources.record import Record, name_key
 
-DELIMITERS = {".csv": ",", ".txt": ",", ".tsv": "\t"}
+# A table of tabs knows no quotes: one in a caption is a quote.
+DIALECTS: dict[str, dict[str, Any]] = {
+    ".csv": {"delimiter": ",", "strict": True},
+    ".txt": {"delimiter": ",", "strict": True},
+    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+}
 JSON_LINES = (".jsonl", ".ndjson")
 
 
 def is_table(path: Path) -> bool:
     """Whether a file's name is that of a table of captions."""
-    return path.suffix.lower() in (*DELIMITERS, *JSON_LINES)
+    return path.suffix.lower() in (*DIALECTS, *JSON_LINES)
 
 
 def read_table(path: Path, image_column: str, caption_column: str) -> list[Record]:
@@ -35,17 +41,18 @@ def read_table(path: Path, image_column: str, caption_column: str) -> list[Recor
         captions.setdefault(name, []).extend(caption)
     if not captions:
         raise ValueError(f"{path}: lists no image")
+    counts = Counter(map(name_key, captions))
     return [
-        Record(image_id_of(name_key(name)), name, tuple(captions[name]))
-        for name in sorted(captions)
+        # a.jpg and a.png: only their whole names tell them apart
+        Record(image_id_of(name_key(name, plain=counts[name_key(name)] == 1)), name, tuple(texts))
+        for name, texts in sorted(captions.items())
     ]
 
 
 def _csv_rows(
     path: Path, text: str, image_column: str, caption_column: str
 ) -> Iterator[tuple[str, list[str]]]:
-    delimiter = DELIMITERS[path.suffix.lower()]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), **DIALECTS[path.suffix.lower()])
     try:
         header = next(reader, [])
         columns = []

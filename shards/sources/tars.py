@@ -1,18 +1,23 @@
 """An existing WebDataset: tars of pictures with captions beside them, made by anyone."""
 
-import json
 import tarfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shards.format import image_id_of
+from shards.sources.annotation_json import parse_json
 from shards.sources.record import Record, TarSpan, name_key
 from shards.storage import local_copy, persistently
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+# The last are pictures that are not packed: their samples are named in quarantine.
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jxl", "ppm")
 CAPTIONS = ("txt", "json")  # the text alone, or an object with `captions` or `caption`
 MAX_CAPTION_BYTES = 1 << 20
+
+Parts = dict[str, tarfile.TarInfo]
 
 
 def read_tars(folder: Path) -> list[Record]:
@@ -21,35 +26,56 @@ def read_tars(folder: Path) -> list[Record]:
     Keys that stand in several tars are made different by the tars' names.
 
     Raises:
-        ValueError: there is no tar, a tar is damaged, or a sample's captions cannot be read.
+        ValueError: there is no tar or some would be overlooked, a tar is damaged or has a member
+            twice, or a sample's captions cannot be read.
     """
-    paths = persistently(folder, lambda: sorted(folder.glob("*.tar"), key=lambda path: path.name))
+    paths = _list(folder, "*.tar")
     if not paths:
         raise ValueError(f"{folder}: no .tar in it")
+    for pattern in ("*.tar.*", "*.tgz", "*/*.tar"):
+        if overlooked := _list(folder, pattern):
+            raise ValueError(
+                f"{overlooked[0]}: would be overlooked; put plain tars into one folder, or name it"
+            )
     records = [record for path in paths for record in _read_tar(path)]
-    if len({record.key for record in records}) == len(records):
-        return records
-    return [replace(r, image_id=image_id_of(name_key(r.file_name))) for r in records]
+    counts = Counter(record.key for record in records)
+    return [record if counts[record.key] == 1 else _with_long_key(record) for record in records]
+
+
+def _with_long_key(record: Record) -> Record:
+    return replace(record, image_id=image_id_of(name_key(record.file_name, plain=False)))
+
+
+def _list(folder: Path, pattern: str) -> list[Path]:
+    return persistently(folder, lambda: sorted(folder.glob(pattern), key=lambda path: path.name))
 
 
 def _read_tar(path: Path) -> list[Record]:
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     with local_copy(path) as local:
         try:
-            with tarfile.open(local, "r:") as tar:
-                for member in tar:
-                    # A link or a device could stand for anything; webdataset skips them too.
-                    if member.isreg():
-                        key, part = _split_name(member.name)
-                        samples.setdefault(key, {})[part] = member
+            with tarfile.open(local, "r:", encoding="utf-8") as tar:
+                samples = _samples(path, tar)
                 _check_end(path, local, tar)
-                return [
-                    _record(path, tar, key, parts)
-                    for key, parts in samples.items()
-                    if any(part in parts for part in PICTURES)
-                ]
+                found = (_record(path, tar, key, parts) for key, parts in samples.items())
+                return [record for record in found if record is not None]
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"{path}: not a whole tar ({error})") from error
+
+
+def _samples(path: Path, tar: tarfile.TarFile) -> dict[str, Parts]:
+    """Key -> part -> member. Links and devices stand for nothing, but a hard link for its file."""
+    samples: dict[str, Parts] = {}
+    files: Parts = {}
+    for member in tar:
+        found = files.get(member.linkname) if member.islnk() else member
+        if found is None or not found.isreg():
+            continue
+        files[member.name] = found
+        key, part = _split_name(member.name)
+        if part in samples.setdefault(key, {}):
+            raise ValueError(f"{path}: {member.name} stands more than once")
+        samples[key][part] = found
+    return samples
 
 
 def _check_end(path: Path, local: Path, tar: tarfile.TarFile) -> None:
@@ -72,19 +98,33 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, part.lower()
 
 
-def _record(
-    path: Path, tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]
-) -> Record:
-    picture = next(parts[part] for part in PICTURES if part in parts)
+def _find(parts: Parts, wanted: Sequence[str]) -> str | None:
+    """The part of one of these extensions: alone if there is one, else behind others (v2.jpg)."""
+    plain = [part for part in wanted if part in parts]
+    behind = sorted(part for part in parts if part.rpartition(".")[2] in wanted)
+    return next(iter([*plain, *behind]), None)
+
+
+def _record(path: Path, tar: tarfile.TarFile, key: str, parts: Parts) -> Record | None:
+    """One sample; None for members that are neither pictures nor captions."""
+    picture, caption = _find(parts, PICTURES), _find(parts, CAPTIONS)
+    if picture is None and caption is None:
+        return None
     captions: tuple[str, ...] = ()
-    for part in CAPTIONS:
-        if part in parts and not captions:
-            captions = _captions(f"{path}: {parts[part].name}", part, _read(path, tar, parts[part]))
+    if caption is not None:
+        member = parts[caption]
+        kind = caption.rpartition(".")[2]
+        captions = _captions(f"{path}: {member.name}", kind, _read(path, tar, member))
+    if picture is None:  # nothing to read, which puts the sample into quarantine
+        return Record(
+            image_id_of(name_key(key)), f"{path.name}/{key}", captions, TarSpan(path.name, 0, 0)
+        )
+    member = parts[picture]
     return Record(
         image_id_of(name_key(key)),
-        f"{path.name}/{picture.name}",
+        f"{path.name}/{member.name}",
         captions,
-        TarSpan(path.name, picture.offset_data, picture.size),
+        TarSpan(path.name, member.offset_data, member.size),
     )
 
 
@@ -98,11 +138,12 @@ def _read(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _captions(where: str, part: str, data: bytes) -> tuple[str, ...]:
+def _captions(where: str, kind: str, data: bytes) -> tuple[str, ...]:
     try:
-        if part == "txt":
-            return (data.decode().strip(),)
-        value: Any = json.loads(data)
+        text = data.decode("utf-8-sig")
+        if kind == "txt":
+            return (text.strip(),)
+        value: Any = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: cannot be read ({error})") from None
     if not isinstance(value, dict):

@@ -58,22 +58,26 @@ def start(command: list[object]) -> psutil.Popen:
     )  # fmt: skip
 
 
-def kill_one(build: psutil.Popen, rng: random.Random, delay_s: float) -> str:
-    """After a while kill the build, one of its processes, or all of them."""
+def packers_of(build: psutil.Popen) -> list[psutil.Process]:
+    return [p for p in build.children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def kill_one(build: psutil.Popen, rng: random.Random, delay_s: float) -> None:
+    """After a while kill the build, one of its packers, or all. A dead packer does not stop it."""
     time.sleep(delay_s)
-    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-        children = build.children(recursive=True)
-        who = rng.choice(("build", "worker", "all"))
-        if who == "worker" and children:
-            rng.choice(children).kill()
+    who = rng.choice(("build", "packer", "all"))
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended meanwhile
+        children, packers = build.children(recursive=True), packers_of(build)
+        if who == "packer" and packers:
+            rng.choice(packers).kill()
         elif who == "all":
             os.killpg(build.pid, signal.SIGKILL)
         else:
+            who = "build"
             build.kill()
-        build.wait(ROUNDS_S)
         psutil.wait_procs(children, timeout=ROUNDS_S)
-        return who
-    return "ended before"
+    code = build.wait(ROUNDS_S)
+    assert code == 0 or who != "packer"
 
 
 def check(work: Work, out: Path) -> None:
@@ -135,18 +139,14 @@ def kill_ray(work: Work, out: Path, rng: random.Random, address: str) -> None:
     check(work, out)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_local_builds_survive_kills(work: Work, tmp_path: Path, seed: int) -> None:
     kill_local(work, tmp_path / "out", random.Random(seed))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))  # three kills each
 def test_arrays_survive_kills(work: Work, tmp_path: Path, seed: int) -> None:
     kill_array(work, tmp_path / "out", random.Random(seed))
-
-
-def test_ray_survives_a_kill(work: Work, tmp_path: Path, ray_cluster: str) -> None:
-    kill_ray(work, tmp_path / "out", random.Random(0), ray_cluster)
 
 
 @pytest.mark.slow
