@@ -18,10 +18,12 @@ Sample = tuple[str, bytes, dict[str, Any]]  # key, JPEG bytes, the sample's JSON
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }
 article { display: flex; gap: 1.5em; border-top: 1px solid #ccc; padding: 1em 0; }
-img { width: 256px; object-fit: contain; align-self: start; }
+img { flex: 0 0 256px; width: 256px; align-self: start; } h1 { font-size: 1.2em; }
+article > div { min-width: 0; }
 h2 { font-size: 1em; margin: 0; overflow-wrap: anywhere; } p { margin: .7em 0 0; }
 .facts { color: #666; font-weight: normal; }
 .word { background: #eef; border-radius: 3px; padding: 0 .25em; margin-right: .15em; }
+.word { display: inline-block; }
 .word sub { color: #889; font-size: .65em; padding-left: .2em; }
 .unknown { background: #fdd; }
 """

@@ -1,5 +1,6 @@
 """Training as users start it: real processes, real signals, real exit codes."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -32,21 +33,26 @@ def newest(run_dir: Path) -> Path:
     return list(checkpoint.commits(run_dir / "checkpoints"))[-1]
 
 
+# (processes, loader workers of each)
+SOME = ((1, 0), (2, 1), (4, 3), (4, 0))
+EACH = tuple(itertools.product((1, 2, 4), (0, 1, 3)))
+
+
+@pytest.mark.parametrize("setups", [SOME, pytest.param(EACH, marks=pytest.mark.slow)])
 def test_the_samples_of_a_step_do_not_depend_on_processes_or_workers(
-    scenes: Scenes, tmp_path: Path
+    scenes: Scenes, tmp_path: Path, setups: tuple[tuple[int, int], ...]
 ) -> None:
     logs = {}
-    for processes in (1, 2, 4):
-        for workers in (0, 1, 3):
-            name = f"{processes}-{workers}"
-            done = train(
-                processes, "--data.train", scenes.train, "--run_dir", tmp_path / name,
-                "--monitor.sample_log", tmp_path / f"log-{name}", "--data.workers", workers,
-                "--train.epochs", 2, "--train.accumulation_steps", 1 + workers % 2,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            assert f"{processes} process" in done.stdout.splitlines()[0]
-            logs[name] = read_sample_log(tmp_path / f"log-{name}")
+    for processes, workers in setups:
+        name = f"{processes}-{workers}"
+        done = train(
+            processes, "--data.train", scenes.train, "--run_dir", tmp_path / name,
+            "--monitor.sample_log", tmp_path / f"log-{name}", "--data.workers", workers,
+            "--train.epochs", 2, "--train.accumulation_steps", 1 + workers % 2,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"{processes} process" in done.stdout.splitlines()[0]
+        logs[name] = read_sample_log(tmp_path / f"log-{name}")
     first = logs["1-0"]
     for name, log in logs.items():
         assert log == first, name
