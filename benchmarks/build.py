@@ -53,7 +53,7 @@ from benchmarks.side_by_side import (
     report,
     take_turns,
 )
-from shards.images import ImagePolicy, shrink, target_size
+from shards.images import shrink, target_size
 
 SHORT_SIDE = 256
 QUALITY = 90
@@ -233,7 +233,6 @@ def _img2dataset(python: str, urls: Path, out: Path, workers: int) -> list[str]:
 def _fidelity(jpegs: list[bytes]) -> str:
     """Mean PSNR in dB, against Lanczos from the full picture, of what our packing resizes to, of
     areas after the same DCT scaling, and of areas of all pixels. JPEG encoding is left out."""
-    policy = ImagePolicy(SHORT_SIDE, QUALITY)
     totals = np.zeros(3)
     for jpeg in jpegs:
         full = simplejpeg.decode_jpeg(jpeg, "RGB")
@@ -242,7 +241,7 @@ def _fidelity(jpegs: list[bytes]) -> str:
         best = np.asarray(Image.fromarray(full).resize((width, height), Image.Resampling.LANCZOS))
         size = (width, height)
         areas = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (scaled, full)]
-        for number, pixels in enumerate([shrink(scaled, policy), *areas]):
+        for number, pixels in enumerate([shrink(scaled, height, width), *areas]):
             error = np.mean((pixels.astype(float) - best) ** 2)
             totals[number] += 10 * np.log10(255**2 / max(error, 1e-9))
     return ", ".join(f"{total / len(jpegs):.1f}" for total in totals)

@@ -66,7 +66,9 @@ def pack_image(data: bytes, policy: ImagePolicy) -> tuple[bytes, int, int]:
         header = _jpeg_header(data)
         if header[2] not in ("CMYK", "YCCK"):  # libjpeg-turbo does not turn these into RGB
             return _pack_jpeg(data, header[0], header[1], policy)
-    return _encode(shrink(decode_any(data), policy), policy)
+    pixels = decode_any(data)
+    height, width = target_size(pixels.shape[0], pixels.shape[1], policy.resize_short)
+    return _encode(shrink(pixels, height, width), policy)
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
@@ -99,7 +101,7 @@ def _pack_jpeg(data: bytes, height: int, width: int, policy: ImagePolicy) -> tup
         raise BadImageError("damaged image", str(error)) from None
     if keep:
         return data, width, height
-    return _encode(_upright(shrink(pixels, policy), orientation), policy)
+    return _encode(_upright(shrink(pixels, target_h, target_w), orientation), policy)
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str, str]:
@@ -123,9 +125,8 @@ def target_size(height: int, width: int, resize_short: int) -> tuple[int, int]:
     return round(height * resize_short / short), round(width * resize_short / short)
 
 
-def shrink(pixels: np.ndarray, policy: ImagePolicy) -> np.ndarray:
-    """Resize (H, W, 3) uint8 pixels as the policy says; larger ones only."""
-    height, width = target_size(pixels.shape[0], pixels.shape[1], policy.resize_short)
+def shrink(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3) uint8 pixels to a size that is not larger."""
     if (height, width) == pixels.shape[:2]:
         return pixels
     # A decoder's DCT scaling leaves at most a quarter to shrink as a rule, where a linear filter is
