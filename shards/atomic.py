@@ -40,8 +40,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            error.filename = str(path)  # a write that fails does not say of what
+        if isinstance(error, OSError) and error.errno is not None:
+            # A write that fails does not say of what, and nobody knows the temporary name.
+            raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
     fsync_folder(path.parent)
 

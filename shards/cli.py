@@ -27,6 +27,7 @@ def main() -> int:
         The exit code: 0 done, 1 faults found, 2 unusable input or a machine that fails, 130 and
         143 stopped by SIGINT and SIGTERM.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     arguments = _parser().parse_args()
     say = f"shards {arguments.command}:"
@@ -45,6 +46,13 @@ def main() -> int:
 
 def _terminate(number: int, frame: Any) -> NoReturn:
     raise _Terminated
+
+
+def _location(text: str) -> Path:
+    try:
+        return location(text)
+    except ValueError as error:  # argparse would keep the reason to itself
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _num_cpus() -> int:
@@ -80,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Arguments], int], text: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=text, description=text)
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
         sub.set_defaults(run=run)
         return sub
 
@@ -91,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("tokenizer", commands.tokenizer, "make a vocabulary from captions")
     _add_source(sub)
-    sub.add_argument("--out", type=location, required=True, help="tokenizer.json to write")
+    sub.add_argument("--out", type=_location, required=True, help="tokenizer.json to write")
     sub.add_argument("--kind", choices=("word", "bpe"), default="word")
     sub.add_argument(
         "--min-count", type=_count, default=5, help="rarer words become UNK, rarer pairs stay apart"
@@ -99,10 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--vocab-size", type=_count, default=8000, help="of BPE: entries at the most")
 
     sub = command("build", commands.build, "pack images and tokenised captions into shards")
-    sub.add_argument("--images", type=location, help="folder or URL of the image files")
+    sub.add_argument("--images", type=_location, help="folder or URL of the image files")
     _add_source(sub)
-    sub.add_argument("--tokenizer", type=location, required=True, help="tokenizer.json")
-    sub.add_argument("--out", type=location, required=True, help="folder or URL of the shards")
+    sub.add_argument("--tokenizer", type=_location, required=True, help="tokenizer.json")
+    sub.add_argument("--out", type=_location, required=True, help="folder or URL of the shards")
     sub.add_argument("--name", default="train", help="file name of the tars: NAME-000000.tar")
     sub.add_argument("--samples-per-shard", type=_count, default=1000)
     sub.add_argument(
@@ -128,18 +141,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print the report as JSON")
 
     sub = command("finalize", commands.finish, "close a build whose every shard is done")
-    sub.add_argument("dir", type=location)
-    sub.add_argument("--tokenizer", type=location, required=True, help="the build's tokenizer.json")
+    sub.add_argument("dir", type=_location)
+    sub.add_argument(
+        "--tokenizer", type=_location, required=True, help="the build's tokenizer.json"
+    )
     _add_limits(sub)
     sub.add_argument("--json", action="store_true", help="print the report as JSON")
 
     sub = command("verify", commands.check, "read a data set again, every byte; name each fault")
-    sub.add_argument("dir", type=location)
+    sub.add_argument("dir", type=_location)
     sub.add_argument("--fast", action="store_true", help="check sizes and sidecars, read no tar")
     sub.add_argument("--json", action="store_true", help="print the faults as JSON")
 
     sub = command("show", commands.display, "print samples of a data set")
-    sub.add_argument("dir", type=location)
+    sub.add_argument("dir", type=_location)
     sub.add_argument("--limit", type=_count, default=3, help="how many samples")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
     return parser
@@ -149,12 +164,12 @@ def _add_source(sub: argparse.ArgumentParser) -> None:
     which = sub.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--annotations",
-        type=location,
+        type=_location,
         help="captions: COCO or Karpathy JSON, or a table of .csv, .tsv, .jsonl",
     )
     which.add_argument(
         "--webdataset",
-        type=location,
+        type=_location,
         help="folder of tars of pictures and .txt or .json captions",
     )
     sub.add_argument("--split", action="append", default=[], help="of Karpathy's files; repeatable")

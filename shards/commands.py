@@ -4,7 +4,6 @@ import json
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -46,6 +45,8 @@ def sample(arguments: Namespace) -> int:
 
 def tokenizer(arguments: Namespace) -> int:
     """Make a vocabulary."""
+    if persistently(arguments.out, arguments.out.is_file):
+        load_tokenizer(arguments.out)  # anything else is not to be replaced by mistake
     every = [caption for record in read_source(_source(arguments)) for caption in record.captions]
     captions = [caption for caption in every if is_utf8(caption)]  # the build leaves these out too
     if arguments.kind == "bpe":
@@ -71,6 +72,7 @@ def build(arguments: Namespace) -> int:
     in_array = arguments.job_count is not None
     if in_array != (arguments.job_index is not None):
         raise ValueError("--job-index and --job-count belong together")
+    _check_options(arguments)
     # Processes start first: they load their libraries while the source is read.
     num_packers = arguments.workers if arguments.executor == "local" else 0
     try:
@@ -130,15 +132,20 @@ def check(arguments: Namespace) -> int:
         print(json.dumps({"images": total, "faults": faults}))
     else:
         print("\n".join([*faults, f"{arguments.dir}: {total:,} images, {len(faults)} faults"]))
+        if faults:
+            print("To mend a tar, remove it with its .json and run the same build again.")
     return 1 if faults else 0
 
 
 def display(arguments: Namespace) -> int:
     """Show samples."""
     if arguments.html:
+        if arguments.html.suffix != ".html":
+            raise ValueError(f"--html {arguments.html}: name a .html file")
         page = show_page(arguments.dir, arguments.limit)
+        make_folder(arguments.html.parent)
         write_atomic(arguments.html, page.encode())
-        print(f"{arguments.html}: {arguments.limit:,} samples of {arguments.dir}")
+        print(f"{arguments.html}: samples of {arguments.dir}")
     else:
         print(show(arguments.dir, arguments.limit))
     return 0
@@ -154,23 +161,28 @@ def _source(arguments: Namespace) -> Source:
     )
 
 
-def _plan(arguments: Namespace) -> list[ShardJob]:
-    images_dir: Any = arguments.images or arguments.webdataset
+def _check_options(arguments: Namespace) -> None:
+    """What can be known to be wrong before anything is started."""
     if arguments.images and arguments.webdataset:
         raise ValueError("--webdataset holds its images; leave --images out")
-    if images_dir is None:
+    if not (arguments.images or arguments.webdataset):
         raise ValueError("say where the images are: --images FOLDER")
-    if not persistently(images_dir, images_dir.is_dir):
-        raise ValueError(f"{images_dir}: no such folder of images")
-    policy = ImagePolicy(arguments.resize_short, arguments.quality)
+    if arguments.images and not persistently(arguments.images, arguments.images.is_dir):
+        raise ValueError(f"{arguments.images}: no such folder of images")
+    if arguments.out in (arguments.images, arguments.webdataset):
+        raise ValueError(f"--out {arguments.out}: is the source; name a folder of its own")
+    ImagePolicy(arguments.resize_short, arguments.quality)
+
+
+def _plan(arguments: Namespace) -> list[ShardJob]:
     vocabulary = load_tokenizer(arguments.tokenizer)
     jobs = plan_jobs(
         read_source(_source(arguments)),
-        images_dir,
+        arguments.images or arguments.webdataset,
         arguments.out,
         arguments.tokenizer,
         arguments.name,
-        policy,
+        ImagePolicy(arguments.resize_short, arguments.quality),
         arguments.samples_per_shard,
     )
     check_unknown_words(jobs, vocabulary, arguments.tokenizer, arguments.max_unk)

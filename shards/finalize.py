@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -144,9 +145,17 @@ def _check_quarantine(folder: Path, sidecars: Sequence[Sidecar], max_bad: float)
         if bad > max_bad * total:
             raise ValueError(
                 f"{folder}: {bad:,} of {total:,} {what} ({bad / total:.1%}) are bad, more than "
-                f"--max-bad {max_bad:.1%}; {folder / QUARANTINE} names each with its reason. Mend "
-                "them and build into a new folder, or allow them with --max-bad"
+                f"--max-bad {max_bad:.1%}: {_reasons(entries)}. {folder / QUARANTINE} names each. "
+                "Files that were missing or unreadable are tried again by the same build; for "
+                "other mended files build into a new folder, or allow them with --max-bad"
             )
+
+
+def _reasons(entries: Sequence[dict[str, Any]]) -> str:
+    """How many for each reason, with an example."""
+    examples = {entry["reason"]: entry["file_name"] for entry in reversed(entries)}
+    counts = Counter(entry["reason"] for entry in entries)
+    return "; ".join(f"{r}: {n:,}, such as {examples[r]}" for r, n in counts.most_common())
 
 
 def _check_unk(folder: Path, sidecars: Sequence[Sidecar], max_unk: float) -> None:

@@ -396,7 +396,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"{path}: not a manifest of format version {FORMAT_VERSION}")
     try:
         value["shards"] = tuple(ShardEntry(**entry) for entry in value["shards"])
-        return Manifest(**value)
+        manifest = Manifest(**value)
+        for field in fields(Manifest):
+            if field.type is int and type(value[field.name]) is not int:
+                raise TypeError(f"{field.name} is no number")
+        return manifest
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a whole manifest ({error})") from error
 

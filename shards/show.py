@@ -58,7 +58,7 @@ def headline(folder: Path, tokenizer: Tokenizer) -> str:
     return (
         f"{folder}: {manifest.name}, {manifest.num_samples:,} images with "
         f"{manifest.num_captions:,} captions in {len(manifest.shards)} shards, "
-        f"{tokenizer.get_vocab_size():,} words, digest {manifest.digest[:12]}"
+        f"vocabulary of {tokenizer.get_vocab_size():,}, digest {manifest.digest[:12]}"
     )
 
 

@@ -159,7 +159,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(read_bytes(path).decode())
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
-            f"{path}: no such tokenizer; make one with `python -m shards tokenizer`"
+            f"{path}: no such tokenizer; make one with `python -m shards tokenizer`, or where a "
+            "data set lost its own, run its build again"
         ) from None
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path}: not a tokenizers file ({error})") from error

@@ -383,3 +383,45 @@ def test_odd_things_in_the_place_of_pictures_are_named(scenes: Scenes, tmp_path:
     done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max-bad", 0.1, "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["quarantined"] == {"missing file": 3, "unreadable file": 1}
+
+
+def test_what_would_destroy_something_is_refused(scenes: Scenes, tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    annotations = scenes.data / "annotations" / "captions_val2017.json"
+    for command, message in (
+        (("show", out, "--html", out / "manifest.json"), "name a .html file"),
+        (("tokenizer", "--annotations", annotations, "--out", out / "manifest.json"), "tokenizer"),
+        (("build", "--webdataset", out, "--tokenizer", scenes.tokenizer, "--out", out), "--out"),
+    ):
+        done = run_shards(*command)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert digests(out) == digests(scenes.train)
+
+
+def test_verify_names_a_stray_tar_and_a_manifest_that_is_none(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    (out / "stray.tar").write_bytes(b"")
+    done = run_shards("verify", out)
+    assert done.returncode == 1
+    assert "stray.tar: not of this data set" in done.stdout
+    assert "remove it with its .json and run the same build again" in done.stdout
+    text = (out / "manifest.json").read_text()
+    (out / "manifest.json").write_text(text.replace('"num_samples": 63', '"num_samples": "x"'))
+    done = run_shards("verify", out)
+    assert done.returncode == 2
+    assert "num_samples is no number" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_too_much_quarantine_says_why(scenes: Scenes, tmp_path: Path) -> None:
+    annotations = scenes.data / "annotations" / "captions_train2017.json"
+    done = run_shards("build", "--images", scenes.data / "val2017", "--annotations", annotations,
+                      "--tokenizer", scenes.tokenizer, "--out", tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert "missing file: 63, such as 0000000000" in done.stderr

@@ -28,6 +28,8 @@ def read_source(source: Source) -> list[Record]:
     Raises:
         ValueError: it is missing, damaged or of no known form; file and entry are named.
     """
+    if source.splits and (source.annotations is None or is_table(source.annotations)):
+        raise ValueError("--split is for Karpathy's files; this source has no splits")
     if source.webdataset is not None:
         return read_tars(source.webdataset)
     path = source.annotations

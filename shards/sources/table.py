@@ -2,6 +2,7 @@
 
 import csv
 import io
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,4 +105,4 @@ def _json_rows(
 def _name(path: Path, line: int, name: str) -> str:
     if not name.strip():
         raise ValueError(f"{path}: line {line} names no image")
-    return name
+    return posixpath.normpath(name)  # ./a.jpg is a.jpg

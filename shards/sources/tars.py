@@ -29,14 +29,16 @@ def read_tars(folder: Path) -> list[Record]:
         ValueError: there is no tar or some would be overlooked, a tar is damaged or has a member
             twice, or a sample's captions cannot be read.
     """
+    if not persistently(folder, folder.is_dir):
+        raise ValueError(f"{folder}: no such folder of tars")
     paths = _list(folder, "*.tar")
-    if not paths:
-        raise ValueError(f"{folder}: no .tar in it")
     for pattern in ("*.tar.*", "*.tgz", "*/*.tar"):
         if overlooked := _list(folder, pattern):
             raise ValueError(
                 f"{overlooked[0]}: would be overlooked; put plain tars into one folder, or name it"
             )
+    if not paths:
+        raise ValueError(f"{folder}: no .tar in it")
     records = [record for path in paths for record in _read_tar(path)]
     counts = Counter(record.key for record in records)
     return [record if counts[record.key] == 1 else _with_long_key(record) for record in records]
