@@ -37,13 +37,13 @@ def test_coco_builds_verifies_and_trains_the_article_s_model(
         2, "--config", "configs/coco_densenet_lstm.yaml", "--model.encoder.name", "densenet121",
         "--data.image_size", 64, "--model.dim", 1024, "--model.encoder.hidden_dim", 1024,
         "--model.decoder.hidden_dim", 1024, "--data.train", tmp_path / "train",
-        "--run_dir", tmp_path / "run", "--train.steps", 4, "--monitor.log_every", 1,
-        "--data.global_batch_size", 8,
+        "--run_dir", tmp_path / "run", "--train.steps", 8, "--monitor.log_every", 1,
+        "--data.global_batch_size", 8, "--optim.warmup_steps", 2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "precision fp32 (bf16 is for GPUs)" in done.stdout
     shown = losses(done.stdout)
-    assert shown[-1] < shown[0]
+    assert shown[-1] < 0.9 * shown[0]
 
 
 def test_flickr8k_builds_in_one_command(real_data: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def newest(run_dir: Path) -> Path:
 
 
 # (processes, loader workers of each)
-SOME = ((1, 0), (2, 1), (4, 3), (4, 0))
+SOME = ((1, 0), (2, 1), (4, 3))
 EACH = tuple(itertools.product((1, 2, 4), (0, 1, 3)))
 
 
@@ -78,7 +78,7 @@ def stop_after(command: list[str], log: Path, step: int) -> int:
     return process.wait(timeout=120)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_run_ends_with_the_weights_of_an_uninterrupted_one(
     scenes: Scenes, tmp_path: Path, processes: int
 ) -> None:
