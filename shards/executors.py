@@ -1,7 +1,6 @@
 """Where shard jobs run. Jobs are independent, so an executor only has to run each of them."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -130,7 +129,6 @@ def _get(ray: Any, reference: Any) -> None:
 
 
 def _run_on_ray(job: ShardJob) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _packer_of_this_process().pack(job)
 
 
