@@ -13,6 +13,8 @@ from typing import Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
+from pipeline.order import MAX_STREAMS
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -27,6 +29,11 @@ class DataConfig:
         image_size: side in pixels of the square that the encoder sees.
         min_crop: smallest side of a training crop, as a share of the picture's short side.
         shuffle_block: shards whose samples are mixed with each other.
+        streams: canonical streams that the order deals the samples to, for shards on an object
+            store: as many as machines the run will ever have, or a multiple of it, so that each
+            fetches its own streams' shards alone; part of the order, so fixed for a run.
+        max_bad: share of the samples, 0 to 1, that may prove damaged when they are read; each is
+            named and left out, and more stop the run.
     """
 
     train: str = ""
@@ -37,6 +44,8 @@ class DataConfig:
     image_size: int = 224
     min_crop: float = 0.875
     shuffle_block: int = 16
+    streams: int = 1
+    max_bad: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -228,6 +237,13 @@ def check_config(config: Config) -> None:
         ("data.image_size", data.image_size >= 32, "must be 32 or more"),
         ("data.min_crop", 0 < data.min_crop <= 1, "must be above 0, and 1 at the most"),
         ("data.shuffle_block", data.shuffle_block >= 1, "must be 1 or more"),
+        ("data.streams", 1 <= data.streams <= MAX_STREAMS, f"must be 1 to {MAX_STREAMS}"),
+        (
+            "data.streams",
+            data.global_batch_size % max(data.streams, 1) == 0,
+            f"must divide data.global_batch_size, which is {data.global_batch_size}",
+        ),
+        ("data.max_bad", 0 <= data.max_bad <= 1, "must be a share from 0 to 1"),
         ("model.dim", config.model.dim >= 1, "must be 1 or more"),
         ("model.max_tokens", config.model.max_tokens >= 1, "must be 1 or more"),
         ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),

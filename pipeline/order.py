@@ -1,27 +1,42 @@
-"""Who reads what, and when: the sample order as pure functions of five numbers.
+"""Who reads what, and when: the sample order as pure functions of a few numbers.
 
-    order = f(manifest digest, seed, epoch, shuffle block, ALGORITHM)
+    order = f(manifest digest, seed, epoch, shuffle block, streams, ALGORITHM)
 
-An epoch permutes the shards, cuts them into blocks, and permutes the samples inside each block, so
-that any part of it is computed from its own block alone. Epochs follow each other in one endless
-sequence, and global batch g is its piece [g*B, (g+1)*B): neither the number of processes nor that
-of loader workers or accumulation steps has a say in it.
+An epoch permutes the shards, deals their samples to C canonical streams, each a contiguous piece,
+cuts each stream's shards into blocks, and permutes the samples inside each block, so that any part
+of it is computed from its own block alone. Position p of the endless sequence of epochs belongs to
+stream p mod C, and global batch g is its piece [g*B, (g+1)*B): neither the number of processes nor
+that of loader workers or accumulation steps has a say in it. Streams exist for object stores: a
+machine whose ranks have streams of their own fetches those streams' shards alone.
 
-    B images a global batch, W ranks, A accumulation steps, M images a micro-batch
+    B images a global batch, C streams, N samples an epoch, W ranks, A accumulation steps,
+    M images a micro-batch
+
+python -m pipeline.order --shards DIR --seed 0 --global-batch-size 96 --steps 10
 """
 
+import argparse
 import hashlib
-from collections.abc import Iterator
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 
 import numpy as np
+
+from shards.format import image_id_of, read_index, read_manifest
+from shards.storage import location
 
 # Part of every key: raise it with any change that moves a sample, so that a run never resumes in
 # an order other than the one it began with.
 ALGORITHM = 1
 
 EMPTY_SLOT = -1  # a slot that only keeps the ranks in step: weight 0
+
+MAX_STREAMS = 64  # more only cost memory: a run has one a machine at the least
 
 
 @dataclass(frozen=True, eq=False)  # equal by identity: caches below need not hash every shard
@@ -32,11 +47,25 @@ class Order:
     digest: str  # of the manifest
     seed: int
     shuffle_block: int  # shards mixed with each other
+    streams: int = 1  # C
+
+    @cached_property
+    def shard_starts(self) -> np.ndarray:
+        """(S + 1,) int64: the number of each shard's first sample, and N."""
+        return np.concatenate([[0], np.cumsum(self.shard_sizes, dtype=np.int64)])
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch."""
-        return sum(self.shard_sizes)
+        """Samples in an epoch: N."""
+        return int(self.shard_starts[-1])
+
+    @cached_property
+    def block_samples(self) -> Callable[[int, int, int], np.ndarray]:
+        """`_block_samples` of (epoch, stream, number), the latest few at hand.
+
+        Streams advance together: each needs its block, and its next where a batch crosses into it.
+        """
+        return lru_cache(maxsize=2 * self.streams + 2)(partial(_block_samples, self))
 
 
 def keyed_bytes(num_bytes: int, *key: object) -> bytes:
@@ -80,21 +109,47 @@ def global_batch(order: Order, step: int, batch_size: int, num_slots: int) -> np
     return slots
 
 
-def micro_batches(slots: np.ndarray, rank: int, world_size: int, steps: int) -> list[np.ndarray]:
+def rank_of_slots(num_slots: int, world_size: int, streams: int) -> np.ndarray:
+    """Which rank each slot of a global batch goes to.
+
+    Where the ranks divide the streams, or the streams the ranks, a rank reads its own streams only;
+    neighbouring ranks, which share a machine, read neighbouring ones. One stream is dealt out as
+    slot i to rank i mod W, and so is a number of streams that fits the ranks in neither way: every
+    rank may then need every shard.
+
+    Args:
+        num_slots: B, divisible by the streams where there are several.
+    Returns:
+        (B,) int64; no rank has more than ceil(B / W) slots.
+    """
+    slots = np.arange(num_slots)
+    stream, turn = slots % streams, slots // streams
+    if world_size % streams == 0:
+        each = world_size // streams  # ranks a stream
+        return stream * each + turn % each
+    if streams % world_size == 0:
+        return stream // (streams // world_size)
+    return slots % world_size
+
+
+def micro_batches(
+    slots: np.ndarray, rank: int, world_size: int, steps: int, streams: int = 1
+) -> list[np.ndarray]:
     """One rank's share of a global batch, cut into its accumulation steps.
 
-    Slot i goes to rank i mod W, and there to micro-batch (i div W) div M. Where W*A does not divide
-    B, empty slots fill up, so that every rank runs the same number of equally large micro-batches.
+    The slots of `rank_of_slots`, in order, M to a micro-batch. Where W*A does not divide B, empty
+    slots fill up, so that every rank runs the same number of equally large micro-batches.
 
     Args:
         slots: (B, 2) of `global_batch`.
         steps: A.
+        streams: C.
     Returns:
         A arrays, each (M, 2) int64 with M = ceil(B / (W*A)).
     """
     micro_size = -(-len(slots) // (world_size * steps))
     mine = np.full((steps * micro_size, 2), EMPTY_SLOT, dtype=np.int64)
-    share = slots[rank::world_size]
+    share = slots[rank_of_slots(len(slots), world_size, streams) == rank]
     mine[: len(share)] = share
     return list(mine.reshape(steps, micro_size, 2))
 
@@ -105,17 +160,40 @@ def epoch_samples(order: Order, epoch: int, start: int, stop: int) -> np.ndarray
     Time and memory are those of the blocks touched, not of the epoch.
 
     Returns:
-        (stop - start,) int64, within 0..num_samples-1.
+        (stop - start,) int64, within 0..N-1.
     """
-    block_starts = _block_starts(order, epoch)
+    samples = np.empty(max(stop - start, 0), dtype=np.int64)
+    first = epoch * order.num_samples + start  # in the endless sequence, which deals to streams
+    for stream in range(order.streams):
+        begin, end = (
+            _dealt(first + count, stream, order.streams)
+            - _dealt(epoch * order.num_samples, stream, order.streams)
+            for count in (0, len(samples))
+        )
+        own = samples[(stream - first) % order.streams :: order.streams]
+        own[:] = _stream_samples(order, epoch, stream, begin, end)
+    return samples
+
+
+def _dealt(num_positions: int, stream: int, streams: int) -> int:
+    """How many of the sequence's first positions belong to a stream."""
+    return (num_positions - stream + streams - 1) // streams
+
+
+def _stream_samples(order: Order, epoch: int, stream: int, start: int, stop: int) -> np.ndarray:
+    """Sample numbers at the positions [start, stop) of one stream of one epoch."""
+    blocks = _blocks(order, epoch, stream)
+    first_row = blocks[0].start
+    starts = [block.start - first_row for block in blocks]
     parts = []
-    block = int(np.searchsorted(block_starts, start, side="right")) - 1
+    number = int(np.searchsorted(starts, start, side="right")) - 1
     while start < stop:
-        first, last = int(block_starts[block]), int(block_starts[block + 1])
-        if start < last:  # a block of empty shards holds nothing
-            parts.append(_block_samples(order, epoch, block)[start - first : stop - first])
-            start = min(last, stop)
-        block += 1
+        block_start, size = starts[number], len(blocks[number])
+        if start < block_start + size:  # a block of empty shards holds nothing
+            samples = order.block_samples(epoch, stream, number)
+            parts.append(samples[start - block_start : stop - block_start])
+            start = min(block_start + size, stop)
+        number += 1
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
@@ -125,22 +203,56 @@ def _shard_permutation(order: Order, epoch: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _block_starts(order: Order, epoch: int) -> np.ndarray:
-    """Position in the epoch where each block begins, and the end: (num_blocks + 1,) int64."""
-    sizes = np.array(order.shard_sizes, dtype=np.int64)[_shard_permutation(order, epoch)]
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    return np.append(ends[: -1 : order.shuffle_block], ends[-1])
+def _shard_rows(order: Order, epoch: int) -> np.ndarray:
+    """(S + 1,) int64: the row of each permuted shard's first sample, laid end to end, and N."""
+    sizes = np.diff(order.shard_starts)[_shard_permutation(order, epoch)]
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
-@lru_cache(maxsize=4)
-def _block_samples(order: Order, epoch: int, block: int) -> np.ndarray:
-    shards = _shard_permutation(order, epoch)[
-        block * order.shuffle_block : (block + 1) * order.shuffle_block
+def _shard_groups(order: Order, epoch: int, stream: int) -> tuple[int, int, list[int]]:
+    """A stream's rows [begin, end) of the permuted shards, and the shard where each block begins.
+
+    Its last entry is where the last block ends, in places of the permutation.
+    """
+    base = epoch * order.num_samples
+    lengths = [
+        _dealt(base + order.num_samples, s, order.streams) - _dealt(base, s, order.streams)
+        for s in range(order.streams)
     ]
-    starts = np.concatenate([[0], np.cumsum(order.shard_sizes)])
-    samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
-    permutation = keyed_permutation(len(samples), *_key(order, epoch), "block", block)
-    return np.asarray(samples[permutation])
+    begin = sum(lengths[:stream])
+    end = begin + lengths[stream]
+    rows = _shard_rows(order, epoch)
+    # A shard that a cut goes through belongs to both streams, a part of it to each.
+    first = int(np.searchsorted(rows, begin, side="right")) - 1 if stream else 0
+    last_stream = stream == order.streams - 1
+    last = len(rows) - 1 if last_stream else int(np.searchsorted(rows, end, side="left"))
+    last = max(last, first)
+    return begin, end, [*range(first, last, order.shuffle_block), last]
+
+
+@lru_cache(maxsize=2 * MAX_STREAMS)
+def _blocks(order: Order, epoch: int, stream: int) -> list[range]:
+    """The rows of each block of a stream: the shards laid end to end in the epoch's permutation."""
+    begin, end, groups = _shard_groups(order, epoch, stream)
+    rows = _shard_rows(order, epoch)
+    cuts = [min(max(int(rows[place]), begin), end) for place in groups]
+    return [range(a, b) for a, b in pairwise(cuts)] or [range(begin, end)]
+
+
+def _block_samples(order: Order, epoch: int, stream: int, number: int) -> np.ndarray:
+    """The sample numbers of a block, permuted."""
+    rows = _blocks(order, epoch, stream)[number]
+    first_rows, shards = _shard_rows(order, epoch), _shard_permutation(order, epoch)
+    _, _, groups = _shard_groups(order, epoch, stream)
+    parts = []
+    for place in range(groups[number], groups[number + 1]):
+        begin, end = max(first_rows[place], rows.start), min(first_rows[place + 1], rows.stop)
+        if begin < end:
+            shift = order.shard_starts[shards[place]] - first_rows[place]
+            parts.append(np.arange(begin + shift, end + shift))
+    samples = np.concatenate(parts)
+    name = ("block", number) if order.streams == 1 else ("stream", order.streams, stream, number)
+    return np.asarray(samples[keyed_permutation(len(samples), *_key(order, epoch), *name)])
 
 
 def _key(order: Order, epoch: int) -> tuple[object, ...]:
@@ -170,4 +282,64 @@ class MicroBatchSampler:
     def __iter__(self) -> Iterator[np.ndarray]:
         for step in range(self.first_step, self.last_step):
             slots = global_batch(self.order, step, self.batch_size, self.num_slots)
-            yield from micro_batches(slots, self.rank, self.world_size, self.accumulation_steps)
+            yield from micro_batches(
+                slots,
+                self.rank,
+                self.world_size,
+                self.accumulation_steps,
+                self.order.streams,
+            )
+
+
+def main() -> int:
+    """Print which images make up which step. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.order",
+        description="The image ids of any global batch of a run, in slot order; reads no image.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--shards", required=True, help="folder or URL of the training shards")
+    parser.add_argument("--seed", type=int, default=0, help="the run's seed")
+    parser.add_argument("--global-batch-size", type=int, default=48)
+    parser.add_argument("--shuffle-block", type=int, default=16, help="data.shuffle_block")
+    parser.add_argument("--streams", type=int, default=1, help="data.streams")
+    parser.add_argument("--first-step", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=10, help="how many")
+    parser.add_argument("--json", action="store_true", help="a JSON object a step")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
+    try:
+        for step, ids in _ids_of_steps(arguments):
+            print(json.dumps({"step": step, "ids": ids}) if arguments.json else f"{step}: {ids}")
+    except (ValueError, OSError) as error:
+        print(f"pipeline.order: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _ids_of_steps(arguments: argparse.Namespace) -> Iterator[tuple[int, list[int | str]]]:
+    for name, least in (
+        ("global_batch_size", 1), ("shuffle_block", 1), ("streams", 1), ("first_step", 0),
+    ):  # fmt: skip
+        if getattr(arguments, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more")
+    folder = location(arguments.shards)
+    manifest, index = read_manifest(folder), read_index(folder)
+    if len(index) == 0:
+        raise ValueError(f"{folder}: the data set {manifest.name!r} is empty")
+    order = Order(
+        tuple(shard.num_samples for shard in manifest.shards),
+        manifest.digest,
+        arguments.seed,
+        arguments.shuffle_block,
+        arguments.streams,
+    )
+    last_step = arguments.first_step + arguments.steps
+    for step in range(arguments.first_step, last_step):
+        batch_size = arguments.global_batch_size
+        slots = global_batch(order, step, batch_size, last_step * batch_size)
+        yield step, [image_id_of(index.key(sample)) for _, sample in slots.tolist()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

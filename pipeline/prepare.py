@@ -132,6 +132,7 @@ def _commit_to_resume(
         ("seed", old.seed, config.seed),
         ("data.global_batch_size", old.data.global_batch_size, config.data.global_batch_size),
         ("data.shuffle_block", old.data.shuffle_block, config.data.shuffle_block),
+        ("data.streams", old.data.streams, config.data.streams),
         *_model_settings(old, config),
     ]
     for what, then, now in comparisons:

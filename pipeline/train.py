@@ -200,6 +200,7 @@ def _make_loader(accelerator: Accelerator, run: Run, first_step: int) -> Any:
         manifest.digest,
         config.seed,
         config.data.shuffle_block,
+        config.data.streams,
     )
     sampler = MicroBatchSampler(
         order,

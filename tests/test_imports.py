@@ -17,7 +17,7 @@ LAYERS = [
     {"monitor", "prepare"},
     {"train"},
 ]
-FROM_SHARDS = {"format", "tokenizer", "atomic", "images"}
+FROM_SHARDS = {"format", "tokenizer", "atomic", "images", "storage"}
 KNOW_ACCELERATE = {"processes", "train", "step", "evaluate"}
 
 
