@@ -139,7 +139,7 @@ def _bare_model(config: Config) -> Callable[[], float]:
         # Captions differ in length and so in their cost: the same as the trainer's, step by step.
         images = batches[0].images if batches else batch.images.to(device)
         rest = (part.to(device) for part in (batch.tokens, batch.weights))
-        batches.append(Batch(images, *rest, batch.ids))
+        batches.append(Batch(images, *rest, batch.ids, []))
 
     def take() -> float:
         speeds = []

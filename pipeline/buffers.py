@@ -51,14 +51,20 @@ class SharedBuffers:
 
     @classmethod
     def receive(
-        cls, number: int, buffer: int, tokens: np.ndarray, weights: np.ndarray, ids: list[ImageId]
+        cls,
+        number: int,
+        buffer: int,
+        tokens: np.ndarray,
+        weights: np.ndarray,
+        ids: list[ImageId],
+        bad: list[str],
     ) -> Batch:
         """The batch whose images a worker put into a buffer, which is free when they are."""
         buffers = cls._by_number[number]
         pixels = buffers.pixels(buffer)
         weakref.finalize(pixels, buffers._taken.__setitem__, buffer, 0)
         images = torch.from_numpy(pixels)  # its storage keeps this very array alive
-        return Batch(images, torch.from_numpy(tokens), torch.from_numpy(weights), ids)
+        return Batch(images, torch.from_numpy(tokens), torch.from_numpy(weights), ids, bad)
 
 
 @dataclass(frozen=True)  # of a class that torch's own conversions leave as it is
@@ -70,7 +76,8 @@ class BatchInBuffer:
     tokens: np.ndarray  # arrays go through the pipe: a tensor costs a file descriptor each
     weights: np.ndarray
     ids: list[ImageId]
+    bad: list[str]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.number, self.buffer, self.tokens, self.weights, self.ids)
+        parts = (self.number, self.buffer, self.tokens, self.weights, self.ids, self.bad)
         return SharedBuffers.receive, parts

@@ -24,6 +24,10 @@ MAX_OPEN_SHARDS = 64  # file descriptors a loader process holds
 ImageId = int | str
 
 
+class DamagedSampleError(ValueError):
+    """A sample is not what was packed; the message names its tar and key."""
+
+
 class Batch(NamedTuple):
     """A micro-batch, as it travels from the loader to the device."""
 
@@ -31,6 +35,7 @@ class Batch(NamedTuple):
     tokens: torch.Tensor  # (B, K, L) int64: BOS, words, EOS, then PAD
     weights: torch.Tensor  # (B, K) float32: 0 for a caption that is only there to fill up
     ids: list[ImageId]  # of the real images, in slot order
+    bad: list[str]  # what was left out, each with its tar, key and reason
 
 
 class EvalBatch(NamedTuple):
@@ -39,6 +44,29 @@ class EvalBatch(NamedTuple):
     images: torch.Tensor  # (B, S, S, 3) uint8
     ids: list[ImageId]
     references: list[list[str]]  # raw captions of each image
+    bad: list[str]  # what was left out, each with its tar, key and reason
+
+
+class TooManyBadError(RuntimeError):
+    """More samples are damaged than `data.max_bad` allows."""
+
+
+def check_bad(num_bad: int, max_bad: float, num_samples: int, latest: list[str]) -> None:
+    """Refuse to go on where more than a share of the samples was damaged.
+
+    Args:
+        max_bad: the share, 0 to 1.
+        num_samples: how many samples it is a share of.
+        latest: what to quote: damage that this process met.
+    Raises:
+        TooManyBadError: says how many, and what to do.
+    """
+    if num_bad > max_bad * num_samples:
+        quoted = f"; such as {latest[0]}" if latest else ""
+        raise TooManyBadError(
+            f"{num_bad:,} damaged samples, more than data.max_bad ({max_bad:.2%}) of "
+            f"{num_samples:,}{quoted}"
+        )
 
 
 class ShardFolder:
@@ -77,7 +105,7 @@ class ShardFolder:
         """One sample: its key, its JPEG bytes, its JSON. One read, both crc32 checked.
 
         Raises:
-            ValueError: the bytes are not those that were packed; names the tar and the key.
+            DamagedSampleError: the bytes are not those that were packed.
             OSError: the tar cannot be read.
         """
         index = self.index
@@ -90,11 +118,16 @@ class ShardFolder:
         image, meta = data[: image_end - start], data[meta_start - start :]
         for part, crc32 in ((image, index.image_crc32[sample]), (meta, index.meta_crc32[sample])):
             if zlib.crc32(part) != crc32:
-                raise ValueError(
-                    f"{self._path(shard)}: sample {index.key(sample)} is damaged (crc32 differs); "
-                    "`python -m shards verify` lists all damage"
-                )
+                raise self.damaged(sample, "crc32 differs")
         return index.key(sample), image, json.loads(meta)
+
+    def damaged(self, sample: int, why: str) -> DamagedSampleError:
+        """The error that names a sample's tar, key and fault."""
+        shard = int(np.searchsorted(self.index.shard_starts, sample, side="right")) - 1
+        return DamagedSampleError(
+            f"{self._path(shard)}: sample {self.index.key(sample)} is damaged ({why}); "
+            "`python -m shards verify` lists all damage"
+        )
 
     def _path(self, shard: int) -> Path:
         return self.folder / self.manifest.shards[shard].file
@@ -119,30 +152,50 @@ class TrainDataset(Dataset[Batch]):
         self.shards = shards
         self.config = config
         self.seed = seed
+        self.vocabulary = shards.tokenizer.get_vocab_size()
 
     def __getitem__(self, slots: np.ndarray) -> Batch:
         size = self.config.image_size
         return self.load(slots, np.empty((len(slots), size, size, 3), dtype=np.uint8))
 
     def load(self, slots: np.ndarray, pixels: np.ndarray) -> Batch:
-        """The micro-batch of (M, 2) slots, its images in `pixels`, (M, S, S, 3) uint8."""
+        """The micro-batch of (M, 2) slots, its images in `pixels`, (M, S, S, 3) uint8.
+
+        A damaged sample leaves its slot empty, and is told of in the batch's `bad`.
+        """
         assert len(slots) == len(pixels)
         ids: list[ImageId] = []
         captions: list[list[list[int]]] = []
+        bad: list[str] = []
         for row, (epoch, sample) in enumerate(slots.tolist()):
-            if sample == EMPTY_SLOT:
-                # Black, and not a copy of a neighbour: where all pictures are one, batch
-                # normalisation divides by nothing and the gradient overflows (docs/log.md).
-                pixels[row] = 0
-                captions.append([])
-                continue
-            key, image, meta = self.shards.read(sample)
-            draw = keyed_bytes(24, "crop", self.seed, epoch, key)
-            training_crop(image, pixels[row], self.config.min_crop, draw)
-            captions.append(self._choose(meta["tokens"], epoch, key))
-            ids.append(image_id_of(key))
+            try:
+                if sample != EMPTY_SLOT:
+                    key, chosen = self._load_sample(epoch, sample, pixels[row])
+                    ids.append(image_id_of(key))
+                    captions.append(chosen)
+                    continue
+            except DamagedSampleError as error:
+                bad.append(str(error))
+            # Black, and not a copy of a neighbour: where all pictures are one, batch
+            # normalisation divides by nothing and the gradient overflows (docs/log.md).
+            pixels[row] = 0
+            captions.append([])
         tokens, weights = collate_captions(captions, self.config.captions_per_image)
-        return Batch(torch.from_numpy(pixels), tokens, weights, ids)
+        return Batch(torch.from_numpy(pixels), tokens, weights, ids, bad)
+
+    def _load_sample(self, epoch: int, sample: int, out: np.ndarray) -> tuple[str, list[list[int]]]:
+        """Crop a sample's picture into `out`. Returns its key and the captions drawn."""
+        key, image, meta = self.shards.read(sample)
+        draw = keyed_bytes(24, "crop", self.seed, epoch, key)
+        try:
+            training_crop(image, out, self.config.min_crop, draw)
+        except ValueError as error:
+            raise self.shards.damaged(sample, str(error)) from None
+        chosen = self._choose(meta["tokens"], epoch, key)
+        top = max((max(ids, default=0) for ids in chosen), default=0)
+        if top >= self.vocabulary:  # on a GPU such a token would end all with a riddle
+            raise self.shards.damaged(sample, f"token {top} of a vocabulary of {self.vocabulary}")
+        return key, chosen
 
     def _choose(self, tokens: list[list[int]], epoch: int, key: str) -> list[list[int]]:
         """K of an image's captions, another draw each epoch; all of them where it has no more."""
@@ -186,10 +239,17 @@ class EvalDataset(Dataset[EvalBatch]):
         images = torch.zeros((len(samples), self.image_size, self.image_size, 3), dtype=torch.uint8)
         pixels = images.numpy()
         ids: list[ImageId] = []
-        references = []
-        for row, sample in enumerate(samples.tolist()):
-            key, image, meta = self.shards.read(sample)
-            center_crop(image, pixels[row])
-            ids.append(image_id_of(key))
-            references.append(meta["captions"])
-        return EvalBatch(images, ids, references)
+        references: list[list[str]] = []
+        bad: list[str] = []
+        for sample in samples.tolist():
+            try:
+                key, image, meta = self.shards.read(sample)
+                center_crop(image, pixels[len(ids)])
+            except DamagedSampleError as error:
+                bad.append(str(error))
+            except ValueError as error:
+                bad.append(str(self.shards.damaged(sample, str(error))))
+            else:
+                ids.append(image_id_of(key))
+                references.append(meta["captions"])
+        return EvalBatch(images[: len(ids)], ids, references, bad)

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast, gather_object
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline.data import EvalDataset, ImageId, ShardFolder
+from pipeline.data import EvalDataset, ImageId, ShardFolder, check_bad
 from pipeline.exits import usage_errors
 from pipeline.generate import generate, load_trained
 from pipeline.loader import eval_loader, start_worker_server
@@ -34,6 +34,7 @@ class Evaluation:
     captions: dict[ImageId, str]
     references: dict[ImageId, list[str]]
     pictures: list[Captioned]
+    bad: list[str]  # damaged samples, left out
 
     def results(self) -> list[dict[str, Any]]:
         """COCO's own results format."""
@@ -49,13 +50,16 @@ def evaluate(
     batch_size: int,
     workers: int,
     num_pictures: int = 0,
+    max_bad: float = 0.0,
 ) -> Evaluation:
     """Caption every image of a data set once, each rank its share.
 
     Args:
         captioner: the unwrapped model, on the accelerator's device; its mode is restored.
         num_pictures: keep so many of the pictures, for showing.
+        max_bad: share of the samples, 0 to 1, that may prove damaged and be left out.
     Raises:
+        TooManyBadError: more are damaged.
         RuntimeError: the ranks together did not caption each image.
     """
     loader = eval_loader(
@@ -72,6 +76,7 @@ def evaluate(
         if accelerator.num_processes > 1:
             broadcast(buffer)
     rows: list[tuple[ImageId, str, list[str]]] = []
+    bad: list[str] = []
     pictures: list[Captioned] = []
     progress = tqdm(
         total=len(dataset.shards),
@@ -85,6 +90,7 @@ def evaluate(
             images = batch.images.to(accelerator.device, non_blocking=True)
             captions = generate(captioner, images, tokenizer, max_tokens)
         rows += zip(batch.ids, captions, batch.references, strict=True)
+        bad += batch.bad
         for number in range(min(num_pictures - len(pictures), len(captions))):
             pixels = batch.images[number].numpy()
             pictures.append(Captioned(pixels, captions[number], batch.references[number][0]))
@@ -93,16 +99,19 @@ def evaluate(
     progress.close()
     captioner.train(was_training)
     gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
+    bad = gather_object(bad) if accelerator.num_processes > 1 else bad
+    check_bad(len(bad), max_bad, len(dataset.shards), bad)
     unique = {image_id: (caption, refs) for image_id, caption, refs in gathered}
-    if len(unique) != len(dataset.shards) or len(gathered) != len(dataset.shards):
+    if len(unique) + len(bad) != len(dataset.shards) or len(gathered) != len(unique):
         raise RuntimeError(
             f"{len(gathered)} captions of {len(unique)} images came together, of "
             f"{len(dataset.shards)} images in {dataset.shards.folder}"
         )
     if not accelerator.is_main_process:
-        return Evaluation({}, {}, [])
+        return Evaluation({}, {}, [], [])
     ids = sorted(unique, key=str)  # one order, so that sums of scores round alike
-    return Evaluation({i: unique[i][0] for i in ids}, {i: unique[i][1] for i in ids}, pictures)
+    captions_of = {i: unique[i][0] for i in ids}
+    return Evaluation(captions_of, {i: unique[i][1] for i in ids}, pictures, bad)
 
 
 def main() -> None:

@@ -71,8 +71,15 @@ class _WorkerDataset(Dataset[Any]):
         buffer = self.buffers.take(worker.id)
         if buffer is None:  # someone keeps many batches: torch's own way always works
             return self.dataset[slots]
-        _, tokens, weights, ids = self.dataset.load(slots, self.buffers.pixels(buffer))
-        return BatchInBuffer(self.buffers.number, buffer, tokens.numpy(), weights.numpy(), ids)
+        batch = self.dataset.load(slots, self.buffers.pixels(buffer))
+        return BatchInBuffer(
+            self.buffers.number,
+            buffer,
+            batch.tokens.numpy(),
+            batch.weights.numpy(),
+            batch.ids,
+            batch.bad,
+        )
 
 
 def train_loader(

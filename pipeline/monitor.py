@@ -50,15 +50,15 @@ class Monitor:
             self._end_line()
             print(text, flush=True)
 
-    def step(self, step: int, result: StepResult, learning_rate: float) -> None:
-        """Take note of a step; `step` counts those done so far, this one included."""
+    def step(self, step: int, result: StepResult, learning_rate: float, num_bad: int) -> None:
+        """Take note of a step; `step` counts those done so far, `num_bad` what was left out."""
         if not self.active:
             return
         self._results.append(result)
         if step % self.log_every == 0 or step == self.num_steps:
-            self._log(step, learning_rate)
+            self._log(step, learning_rate, num_bad)
 
-    def _log(self, step: int, learning_rate: float) -> None:
+    def _log(self, step: int, learning_rate: float, num_bad: int) -> None:
         seconds = max(time.monotonic() - self._window_start, 1e-9)
         results = self._results
         num_tokens = sum(r.num_tokens for r in results)
@@ -75,6 +75,7 @@ class Monitor:
             "speed/tokens_per_s_per_process": num_tokens / seconds / self.num_processes,
             "speed/data_wait_share": wait_share,
             "train/skipped_steps": float(sum(r.skipped for r in results)),
+            "data/bad_samples": float(num_bad),
         }
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)

@@ -30,6 +30,7 @@ class StepResult:
     grad_norm: float  # before clipping
     num_images: int
     num_tokens: int
+    num_bad: int  # damaged samples left out
     wait_s: float  # seconds spent waiting for data, mean over the ranks
     skipped: bool  # fp16 only: the gradient overflowed and the weights stayed
     stop: bool  # some rank was asked to stop
@@ -60,8 +61,9 @@ def train_step(
     device = accelerator.device
     num_tokens = sum(float(count_tokens(batch.tokens[..., 1:], batch.weights)) for batch in batches)
     num_images = sum(len(batch.ids) for batch in batches)
+    num_bad = sum(len(batch.bad) for batch in batches)
     # One small exchange tells every rank the tokens to divide by, and whether to stop.
-    totals = _sum_over_ranks(accelerator, [num_tokens, num_images, wait_s, stop_requested])
+    totals = _sum_over_ranks(accelerator, [num_tokens, num_images, num_bad, wait_s, stop_requested])
     scale = accelerator.num_processes / totals[0].clamp(min=1.0)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(batches, start=1):
@@ -86,8 +88,9 @@ def train_step(
         grad_norm=norm,
         num_tokens=int(counts[0]),
         num_images=int(counts[1]),
-        wait_s=counts[2] / accelerator.num_processes,
-        stop=counts[3] > 0,
+        num_bad=int(counts[2]),
+        wait_s=counts[3] / accelerator.num_processes,
+        stop=counts[4] > 0,
         # accelerate's own answer is wrong for fused optimisers, whose kernel does the skipping.
         skipped=not _all_finite(norm),
     )

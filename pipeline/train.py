@@ -1,6 +1,7 @@
 """Training, start to end: the one place that orders the other parts."""
 
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import nn
 
 from pipeline import checkpoint
 from pipeline.config import dump_config
-from pipeline.data import EvalDataset, ImageId, TrainDataset
+from pipeline.data import EvalDataset, ImageId, TrainDataset, check_bad
 from pipeline.evaluate import evaluate
 from pipeline.exits import STOP_SIGNALS, STOPPED
 from pipeline.loader import start_worker_server, train_loader
@@ -39,6 +40,7 @@ class Progress:
 
     step: int = 0  # global batches consumed
     updates: int = 0  # optimiser steps taken: fewer, where fp16 skipped some
+    num_bad: int = 0  # damaged samples left out so far
 
 
 def fit(run: Run) -> int:
@@ -119,8 +121,11 @@ def _train(
         if result.skipped:
             _report_skipped(progress.step, ids, skipped_in_a_row, monitor)
         step = progress.step + 1
-        progress = Progress(step, progress.updates + (not result.skipped))
-        monitor.step(step, result, rate)
+        progress = Progress(
+            step, progress.updates + (not result.skipped), progress.num_bad + result.num_bad
+        )
+        _report_bad(accelerator, run, progress, [text for b in micro_batches for text in b.bad])
+        monitor.step(step, result, rate, progress.num_bad)
         last, evaluation_due = step == run.num_steps, _evaluation_is_due(run, step)
         if last or result.stop or evaluation_due or _is_due(step, config.train.checkpoint_every):
             _commit(accelerator, run, model, optimizer, progress)
@@ -154,6 +159,20 @@ def _report_skipped(step: int, ids: Sequence[ImageId], in_a_row: int, monitor: M
     monitor.say(text)
 
 
+def _report_bad(accelerator: Accelerator, run: Run, progress: Progress, texts: list[str]) -> None:
+    """Name the damaged samples that this process met in a step; stop where all met too many.
+
+    Raises:
+        TooManyBadError: on all ranks.
+    """
+    config = run.config
+    for text in texts:  # each process speaks for itself
+        print(f"step {progress.step - 1}: left out: {text}", file=sys.stderr, flush=True)
+    consumed = progress.step * config.data.global_batch_size
+    epochs_begun = -(-consumed // len(run.train_shards))
+    check_bad(progress.num_bad, config.data.max_bad, epochs_begun * len(run.train_shards), texts)
+
+
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
@@ -166,7 +185,7 @@ def _load_and_wrap(
     if run.commit:
         run.captioner.load_state_dict(checkpoint.load_model_state(run.commit))
         state = checkpoint.load_state(run.commit)
-        progress = Progress(state["step"], state["updates"])
+        progress = Progress(state["step"], state["updates"], state.get("num_bad", 0))
     _check_ranks_agree(accelerator, run, progress.step)
     run.captioner.train().to(memory_format=torch.channels_last)  # how the pictures come
     model, wrapped = accelerator.prepare(run.captioner, optimizer)
@@ -243,7 +262,10 @@ def _evaluate(
         max(config.data.global_batch_size // accelerator.num_processes, 1),
         config.data.workers,
         config.monitor.num_pictures,
+        config.data.max_bad,
     )
+    for text in evaluation.bad:
+        monitor.say(f"step {step:,}: not scored: {text}")
     if not accelerator.is_main_process:
         return
     scores[step] = caption_scores(evaluation.captions, evaluation.references)

@@ -52,7 +52,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move() -> None:
         model.weight[0] = torch.nan
     wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
     tokens = torch.tensor([[[1, 4, 5, 2]]])
-    batch = Batch(torch.ones(1, 2, 2, 3, dtype=torch.uint8), tokens, torch.ones(1, 1), [90210])
+    batch = Batch(torch.ones(1, 2, 2, 3, dtype=torch.uint8), tokens, torch.ones(1, 1), [90210], [])
     before = model.weight.detach().clone()
     with pytest.raises(NonFiniteError, match="90210"):
         train_step(accelerator, wrapped, optimizer, [batch], 1.0, 0.0)
