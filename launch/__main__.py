@@ -30,7 +30,10 @@ def main() -> int:
     try:
         launch.main()
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
+        rank, first = error.get_first_failure()
+        if first.exitcode < 0:  # it could not say so itself
+            name = signal.Signals(-first.exitcode).name
+            print(f"launch: rank {rank} (process {first.pid}) was ended by {name}", file=sys.stderr)
         return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 128 - error.returncode

@@ -5,7 +5,9 @@ accelerate launch -m pipeline.evaluate --checkpoint DIR --shards DIR --out resul
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from pipeline.metrics import caption_scores
 from pipeline.model.captioner import Captioner
 from pipeline.processes import join_processes
 from pipeline.sheet import Captioned
+from pipeline.watchdog import Phase, Watchdog
 from shards.atomic import write_atomic
 from shards.tokenizer import tokenizer_sha256
 
@@ -49,6 +52,7 @@ def evaluate(
     max_tokens: int,
     batch_size: int,
     workers: int,
+    beat: Callable[[Phase], None],
     num_pictures: int = 0,
     max_bad: float = 0.0,
 ) -> Evaluation:
@@ -56,6 +60,7 @@ def evaluate(
 
     Args:
         captioner: the unwrapped model, on the accelerator's device; its mode is restored.
+        beat: told of what this process is at, for the watchdog.
         num_pictures: keep so many of the pictures, for showing.
         max_bad: share of the samples, 0 to 1, that may prove damaged and be left out.
     Raises:
@@ -85,7 +90,9 @@ def evaluate(
         leave=False,
         disable=not accelerator.is_main_process,
     )
+    beat(Phase.EVALUATE)
     for batch in loader:
+        beat(Phase.EVALUATE)
         with accelerator.autocast():
             images = batch.images.to(accelerator.device, non_blocking=True)
             captions = generate(captioner, images, tokenizer, max_tokens)
@@ -98,6 +105,7 @@ def evaluate(
         progress.update(min(done, len(dataset.shards) - progress.n))
     progress.close()
     captioner.train(was_training)
+    beat(Phase.GATHER)
     gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
     bad = gather_object(bad) if accelerator.num_processes > 1 else bad
     check_bad(len(bad), max_bad, len(dataset.shards), bad)
@@ -140,20 +148,23 @@ def main() -> None:
         start_worker_server()
     accelerator = join_processes()
     torch.set_grad_enabled(False)
-    evaluation = evaluate(
-        accelerator,
-        trained.captioner.to(accelerator.device),
-        EvalDataset(shards, trained.config.data.image_size),
-        trained.tokenizer,
-        trained.config.model.max_tokens,
-        arguments.batch_size,
-        arguments.workers,
-    )
-    if accelerator.is_main_process:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(arguments.out, json.dumps(evaluation.results()).encode())
-        scores = caption_scores(evaluation.captions, evaluation.references)
-        _print_scores(scores, len(evaluation.captions), arguments)
+    with Watchdog(accelerator.process_index, accelerator.num_processes) as watchdog:
+        evaluation = evaluate(
+            accelerator,
+            trained.captioner.to(accelerator.device),
+            EvalDataset(shards, trained.config.data.image_size),
+            trained.tokenizer,
+            trained.config.model.max_tokens,
+            arguments.batch_size,
+            arguments.workers,
+            partial(watchdog.beat, 0),
+        )
+        if accelerator.is_main_process:
+            watchdog.beat(0, Phase.SCORE)
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(arguments.out, json.dumps(evaluation.results()).encode())
+            scores = caption_scores(evaluation.captions, evaluation.references)
+            _print_scores(scores, len(evaluation.captions), arguments)
     accelerator.end_training()
 
 

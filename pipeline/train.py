@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipeline.order import ALGORITHM, MicroBatchSampler, Order, keyed_bytes
 from pipeline.prepare import Run
 from pipeline.processes import join_processes
 from pipeline.step import NonFiniteError, train_step
+from pipeline.watchdog import Phase, Watchdog
 from shards.atomic import write_atomic
 from shards.format import TOKENIZER
 
@@ -57,6 +59,21 @@ def fit(run: Run) -> int:
         start_worker_server()
     accelerator = join_processes(config.train.precision)
     optimizer = make_optimizer(run.captioner, config.optim)
+    with Watchdog(accelerator.process_index, accelerator.num_processes) as watchdog:
+        progress = _fit(accelerator, run, optimizer, stop, watchdog)
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0 if progress.step >= run.num_steps else STOPPED
+
+
+def _fit(
+    accelerator: Accelerator,
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    stop: "_StopRequest",
+    watchdog: Watchdog,
+) -> Progress:
+    config = run.config
     model, optimizer, progress = _load_and_wrap(accelerator, run, optimizer)
     monitor = Monitor(
         Path(config.run_dir),
@@ -70,14 +87,12 @@ def fit(run: Run) -> int:
     if accelerator.is_main_process:
         write_atomic(Path(config.run_dir) / "config.yaml", dump_config(config).encode())
     try:
-        progress = _train(accelerator, run, model, optimizer, progress, monitor, stop)
+        progress = _train(accelerator, run, model, optimizer, progress, monitor, stop, watchdog)
     finally:
         monitor.close()
     if accelerator.is_main_process and not run.val_shards and progress.step >= run.num_steps:
         _mark_best(run, {})
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return 0 if progress.step >= run.num_steps else STOPPED
+    return progress
 
 
 def _train(
@@ -88,12 +103,13 @@ def _train(
     progress: Progress,
     monitor: Monitor,
     stop: "_StopRequest",
+    watchdog: Watchdog,
 ) -> Progress:
     config = run.config
     scores = checkpoint.load_scores(run.checkpoints, progress.step)
     if _evaluation_is_due(run, progress.step) and progress.step not in scores:
         # The run was ended between a commit and its evaluation.
-        _evaluate(accelerator, run, model, progress.step, scores, monitor)
+        _evaluate(accelerator, run, model, progress.step, scores, monitor, watchdog)
     if accelerator.is_main_process and scores:
         _mark_best(run, scores)  # a kill may have come between a score and its mark
     batches = iter(_make_loader(accelerator, run, progress.step))
@@ -103,11 +119,13 @@ def _train(
     monitor.restart_clock()
     while progress.step < run.num_steps:
         _seed_step(config.seed, progress.step, accelerator.process_index)
+        watchdog.beat(progress.step, Phase.DATA)
         wait_start = time.monotonic()
         micro_batches = [next(batches) for _ in range(config.train.accumulation_steps)]
         wait_s = time.monotonic() - wait_start
         ids = [image_id for batch in micro_batches for image_id in batch.ids]
         rate = learning_rate(config.optim, progress.updates, run.num_steps)
+        watchdog.beat(progress.step, Phase.STEP)
         try:
             result = train_step(
                 accelerator, model, optimizer, micro_batches, rate, config.optim.clip, wait_s,
@@ -128,6 +146,7 @@ def _train(
         monitor.step(step, result, rate, progress.num_bad)
         last, evaluation_due = step == run.num_steps, _evaluation_is_due(run, step)
         if last or result.stop or evaluation_due or _is_due(step, config.train.checkpoint_every):
+            watchdog.beat(progress.step, Phase.COMMIT)
             _commit(accelerator, run, model, optimizer, progress)
             monitor.restart_clock()
         if result.stop and not last:
@@ -137,7 +156,7 @@ def _train(
             )
             break
         if evaluation_due:  # after the commit: whatever happens now, the training is kept
-            _evaluate(accelerator, run, model, step, scores, monitor)
+            _evaluate(accelerator, run, model, step, scores, monitor, watchdog)
             monitor.restart_clock()
     return progress
 
@@ -249,6 +268,7 @@ def _evaluate(
     step: int,
     scores: dict[int, dict[str, float]],
     monitor: Monitor,
+    watchdog: Watchdog,
 ) -> None:
     """Score the validation set at a committed step, and mark the best commit so far."""
     assert run.val_shards is not None
@@ -261,6 +281,7 @@ def _evaluate(
         config.model.max_tokens,
         max(config.data.global_batch_size // accelerator.num_processes, 1),
         config.data.workers,
+        partial(watchdog.beat, step),
         config.monitor.num_pictures,
         config.data.max_bad,
     )
@@ -268,6 +289,7 @@ def _evaluate(
         monitor.say(f"step {step:,}: not scored: {text}")
     if not accelerator.is_main_process:
         return
+    watchdog.beat(step, Phase.SCORE)
     scores[step] = caption_scores(evaluation.captions, evaluation.references)
     monitor.evaluation(step, scores[step], evaluation.pictures)
     checkpoint.save_scores(run.checkpoints, scores)

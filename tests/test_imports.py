@@ -12,7 +12,7 @@ LAYERS = [
     {"config", "order", "images", "exits"},
     {"loader_server"},
     {"data", "model", "decode", "loss", "optim", "metrics", "sheet", "checkpoint"},
-    {"buffers", "loader", "generate", "processes"},
+    {"buffers", "loader", "generate", "processes", "watchdog"},
     {"step", "evaluate", "caption"},
     {"monitor", "prepare"},
     {"train"},

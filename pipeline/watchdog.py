@@ -1,0 +1,287 @@
+"""Ends a run in which a process died, hangs or was cut off: within a minute, and by name.
+
+Collective operations wait for all ranks, for half an hour or for ever. So each process tells the
+others every two seconds, through the launcher's key-value store, what its main thread is at and
+since when. Who is silent is gone; of those who speak, the one furthest behind holds up the rest.
+All that see it say so and end, and the launcher ends the run, or starts it again from the last
+commit.
+"""
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from enum import IntEnum
+from itertools import count
+from types import TracebackType
+from typing import Any
+
+import psutil
+import torch.distributed
+
+HEARTBEAT_S = 2.0
+LOST_S = 20.0  # silence after which a process counts as gone
+LEAST_LIMIT_S = 30.0  # a step may always take so long,
+SLOWER_THAN_BEFORE = 5.0  # and so many times the slowest one before
+FIRST_LIMIT_S = 600.0  # libraries tune themselves in the first steps, which tell nothing yet
+NUM_FIRST = 4  # beats: two steps
+FAULT = 1  # exit code
+
+
+class Phase(IntEnum):
+    """What a main thread is at, in the order of one round of the training loop."""
+
+    DATA = 0
+    STEP = 1
+    COMMIT = 2
+    EVALUATE = 3
+    GATHER = 4
+    SCORE = 5
+    DONE = 6
+
+
+DOING = {
+    Phase.DATA: "waiting for data",
+    Phase.STEP: "computing",
+    Phase.COMMIT: "committing",
+    Phase.EVALUATE: "captioning the validation set",
+    Phase.GATHER: "gathering captions",
+    Phase.SCORE: "scoring captions",
+}
+
+# How long one round may take of what is not measured against the rounds before, in seconds.
+LIMITS_S = {
+    Phase.COMMIT: 900.0, Phase.EVALUATE: 120.0, Phase.GATHER: 120.0, Phase.SCORE: 1800.0,
+    Phase.DONE: float("inf"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """What a process says of itself."""
+
+    number: int  # of the message
+    step: int
+    phase: Phase
+    age_s: float  # how long its main thread has been at this
+    limit_s: float
+    pid: int
+    host: str
+
+
+def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int, str] | None:
+    """The rank that holds up a run, and why it is thought to; None where all is well.
+
+    A rank that waits for others is ahead of them, so only those furthest behind can be at fault.
+
+    Args:
+        states: the latest of each rank.
+        silent_s: seconds since it came.
+    """
+    at_work = [(rank, state) for rank, state in enumerate(states) if state.phase != Phase.DONE]
+    for rank, _ in at_work:
+        if silent_s[rank] > LOST_S:
+            return rank, (
+                f"has not been heard of for {silent_s[rank]:.0f} s: killed, stopped, or its "
+                "machine cut off"
+            )
+    behind = min(((state.step, state.phase) for _, state in at_work), default=None)
+    for rank, state in at_work:
+        age_s = state.age_s + silent_s[rank]
+        if (state.step, state.phase) == behind and age_s > state.limit_s:
+            doing = DOING[state.phase]
+            return rank, f"has been {doing} in step {state.step} for {age_s:.0f} s: it hangs"
+    return None
+
+
+class Watchdog:
+    """Watches this process and, where there are several, the others; a context manager.
+
+    The main thread calls `beat` as it goes on. An exception that leaves the block is told to the
+    other processes, which end too.
+    """
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._beat = (0, Phase.DATA, time.monotonic(), FIRST_LIMIT_S)
+        self._num_beats = 0
+        self._longest_s = 0.0
+        self._closed = threading.Event()
+        self._verdict = ""  # another process's reason to end
+        self._store_error = ""
+        now = time.monotonic()
+        self._exchanged = now
+        # Until a process is heard of, it is as good as starting, and nobody's to kill.
+        unheard = State(0, 0, Phase.DATA, 0.0, FIRST_LIMIT_S, os.getpid(), "a machine unheard of")
+        self._states = [unheard] * world_size
+        self._heard = [now] * world_size
+        # A run that the launcher started anew must not read why the last one ended.
+        self._prefix = f"capstream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._store = _join_store() if world_size > 1 else None
+
+    def beat(self, step: int, phase: Phase, limit_s: float | None = None) -> None:
+        """The main thread goes on to something else, or to its next part.
+
+        Args:
+            limit_s: how long it may take; what is usual by default.
+        """
+        now = time.monotonic()
+        _, before, since, _ = self._beat
+        if before in (Phase.DATA, Phase.STEP):
+            self._num_beats += 1
+            self._longest_s = max(self._longest_s, now - since)
+        if limit_s is None:
+            limit_s = LIMITS_S.get(phase) or self._step_limit()
+        self._beat = (step, phase, now, limit_s)
+
+    def _step_limit(self) -> float:
+        if self._num_beats <= NUM_FIRST:
+            return FIRST_LIMIT_S
+        return max(LEAST_LIMIT_S, SLOWER_THAN_BEFORE * self._longest_s)
+
+    def __enter__(self) -> "Watchdog":
+        if self._store:  # at once, so that even who stops in the first step has said who it is
+            self._store.set(f"{self._prefix}/{self.rank}", self._message(0))
+            threading.Thread(target=self._exchange_for_ever, daemon=True).start()
+        threading.Thread(target=self._judge_for_ever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closed.set()
+        if error is not None:
+            said = str(error).strip().splitlines()
+            self._tell(f"rank {self.rank} ended with {type(error).__name__}: {(said or [''])[0]}")
+            return
+        self.beat(0, Phase.DONE)
+        if self._store:
+            self._store.set(f"{self._prefix}/{self.rank}", self._message(sys.maxsize))
+
+    # ------------------------------------------------------------------ between the processes
+
+    def _exchange_for_ever(self) -> None:
+        for number in count(1):
+            try:
+                self._exchange(number)
+                self._exchanged = time.monotonic()
+            except RuntimeError as error:  # the store's own kinds; silence of a while is judged
+                self._store_error = str(error).splitlines()[0]
+            if self._closed.wait(HEARTBEAT_S):
+                return
+
+    def _exchange(self, number: int) -> None:
+        store = self._store
+        assert store is not None
+        if not self._closed.is_set():  # never after the last message
+            store.set(f"{self._prefix}/{self.rank}", self._message(number))
+        for rank in range(self.world_size):
+            key = f"{self._prefix}/{rank}"
+            if not store.check([key]):
+                continue  # it has yet to begin
+            values = json.loads(store.get(key))
+            state = State(**{**values, "phase": Phase(values["phase"])})
+            if state != self._states[rank]:
+                self._states[rank], self._heard[rank] = state, time.monotonic()
+        if store.check([f"{self._prefix}/verdict"]):
+            self._verdict = store.get(f"{self._prefix}/verdict").decode()
+
+    def _message(self, number: int) -> str:
+        return json.dumps(asdict(self._own_state(number)))
+
+    def _own_state(self, number: int) -> State:
+        step, phase, since, limit_s = self._beat
+        age_s = time.monotonic() - since
+        return State(number, step, phase, age_s, limit_s, os.getpid(), socket.gethostname())
+
+    def _tell(self, verdict: str) -> None:
+        """Say why this process ends, to people and to the others; the first one's word counts."""
+        said = verdict
+        if self._store:
+            # In a thread of its own: a store that is cut off may never answer.
+            teller = threading.Thread(target=self._settle, args=(verdict,), daemon=True)
+            teller.start()
+            teller.join(timeout=3.0)
+            if self._verdict and self._verdict != verdict:
+                said = f"{verdict}; before it {self._verdict}"
+        print(f"\nrank {self.rank}: {said}", file=sys.stderr, flush=True)
+
+    def _settle(self, verdict: str) -> None:
+        assert self._store is not None
+        try:
+            settled = self._store.compare_set(f"{self._prefix}/verdict", "", verdict)
+            self._verdict = settled.decode()
+        except RuntimeError as error:  # nobody can be told; the caller prints it all the same
+            self._store_error = str(error)
+
+    # ------------------------------------------------------------------------------ judging
+
+    def _judge_for_ever(self) -> None:
+        while not self._closed.wait(1.0):
+            now = time.monotonic()
+            self._states[self.rank], self._heard[self.rank] = self._own_state(0), now
+            fault = find_fault(self._states, [now - heard for heard in self._heard])
+            if self._verdict:
+                # Whoever meets the same error at this moment is to say so itself.
+                if not self._closed.wait(2.0):
+                    self._end(f"ending, because {self._verdict}")
+            elif fault:
+                self._end_for(*fault)
+            elif self._store and now - self._exchanged > LOST_S:
+                self._end(
+                    f"the processes' common store, on the machine of rank 0, has not answered for "
+                    f"{now - self._exchanged:.0f} s: that machine is gone or cut off "
+                    f"{self._store_error}"
+                )
+
+    def _end_for(self, culprit: int, why: str) -> None:
+        state = self._states[culprit]
+        self._tell(f"rank {culprit} (process {state.pid} on {state.host}) {why}")
+        if culprit == self.rank:
+            faulthandler.dump_traceback()
+        elif state.host == socket.gethostname():
+            _kill_brother(state.pid)
+        self._end("ending")
+
+    def _end(self, why: str) -> None:
+        print(f"rank {self.rank}: {why}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(FAULT)  # the main thread may hang where no exception reaches it
+
+
+def _join_store() -> Any:
+    """A connection of our own to the launcher's store: the group's may be busy in its main thread.
+
+    Raises:
+        RuntimeError: it does not answer.
+    """
+    return torch.distributed.TCPStore(  # type: ignore[attr-defined]  # there where gloo is
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timedelta(seconds=60),
+        wait_for_workers=False,
+    )
+
+
+def _kill_brother(pid: int) -> None:
+    """End a process that no signal but this one reaches, if the same launcher started it.
+
+    Host names repeat between containers, so the number alone could be anyone's.
+    """
+    try:
+        process = psutil.Process(pid)
+        if process.ppid() == os.getppid():
+            process.kill()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,122 @@
+"""Whatever goes wrong in one process of a run, all end within a minute, and it is named."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ONE_THREAD, ROOT, Scenes, train_command
+
+from pipeline.watchdog import LOST_S, Phase, State, find_fault
+
+# Fault, the rank that has it, loader processes, and what the output must tell of it.
+FAST = [
+    ("killed", 1, 0, ["rank 1", "SIGKILL"]),
+    ("stopped", 1, 0, ["rank 1", "has not been heard of"]),
+    ("raises", 1, 0, ["rank 1 ended with RuntimeError: a wheel came off"]),
+]
+SLOW = [
+    ("killed", 0, 2, ["rank 0", "SIGKILL"]),
+    ("stopped", 0, 2, ["rank 0", "has not been heard of"]),
+    ("segfault", 0, 0, ["rank 0", "SIGSEGV"]),
+    ("exits", 1, 0, ["rank"]),
+    ("leaves", 1, 0, ["rank 1 ended with SystemExit: 3"]),
+    ("hangs in a step", 0, 0, ["rank", "computing in step 2", "it hangs"]),
+    ("out of memory", 1, 0, ["rank 1 ended with OutOfMemoryError: CUDA out of memory"]),
+    ("host out of memory", 0, 2, ["rank 0 ended with MemoryError"]),
+    ("not finite", 0, 0, ["step 2", "NonFiniteError", "nan"]),
+    ("loader killed", 1, 2, ["rank 1", "DataLoader worker", "Killed"]),
+    ("loader stopped", 0, 1, ["rank 0", "waiting for data", "it hangs"]),
+    ("shards removed", 1, 0, ["rank", "FileNotFoundError", ".tar"]),
+    ("shards cut", 1, 2, ["TooManyBadError", "crc32", ".tar"]),
+    ("hangs while loading", 1, 0, ["rank 1", "waiting for data in step", "it hangs"]),
+    ("reading fails", 1, 0, ["rank 1 ended with OSError: [Errno 5] Input/output error"]),
+    ("token too large", 0, 0, ["TooManyBadError", "token 1000000"]),
+    ("disk full at a commit", 0, 0, ["rank 0 ended with OSError: [Errno 28] No space left"]),
+    ("disk full at the sample log", 1, 0, ["rank 1 ended with OSError: [Errno 28]"]),
+    ("captioning fails", 1, 0, ["rank 1 ended with RuntimeError: no words"]),
+    ("scoring fails", 0, 0, ["rank 0 ended with ValueError: no scores"]),
+    ("logging fails", 0, 0, ["rank 0 ended with OSError: [Errno 28]"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "workers", "told"),
+    [*FAST, *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)],
+    ids=[f"{row[0]} on {row[1]}" for row in (*FAST, *SLOW)],
+)
+def test_a_fault_ends_all_processes_and_is_named(
+    scenes: Scenes, tmp_path: Path, fault: str, rank: int, workers: int, told: list[str]
+) -> None:
+    shards = tmp_path / "train"
+    shutil.copytree(scenes.train, shards)
+    log = tmp_path / "log"
+    command = train_command(
+        2, "--data.train", shards, "--data.val", scenes.val, "--run_dir", tmp_path / "run",
+        "--data.workers", workers, "--train.epochs", 1000, "--train.eval_every", 5,
+        "--train.checkpoint_every", 5, "--monitor.sample_log", log, "--monitor.log_every", 1,
+        "--data.shuffle_block", 2,
+    )  # fmt: skip
+    command[command.index("train.py")] = "tests/fault/faulty_train.py"
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**ONE_THREAD, "FAULT": fault, "FAULT_RANK": str(rank)}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for_step(Path(f"{log}.rank{1 - rank}.jsonl"), 1, process)
+        began = time.monotonic()
+        family = psutil.Process(process.pid).children(recursive=True)
+        output, _ = process.communicate(timeout=100)
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert time.monotonic() - began < 60
+        assert not alive
+        assert process.returncode not in (0, 2, 85), output
+        for text in told:
+            assert text in output, output
+    finally:
+        kill_all(process)
+
+
+def wait_for_step(log: Path, step: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > step):
+        assert time.monotonic() < deadline
+        if process.poll() is not None:
+            return  # the fault came first
+        time.sleep(0.05)
+
+
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    """Nothing is left, however the test ended: stopped processes take no other signal."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.send_signal(signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def state(step: int, phase: Phase, age_s: float, limit_s: float = 30.0) -> State:
+    return State(1, step, phase, age_s, limit_s, 1, "here")
+
+
+def test_who_is_behind_is_at_fault_not_who_waits() -> None:
+    waits, hangs = state(8, Phase.STEP, 99), state(8, Phase.DATA, 99)
+    fault = find_fault([waits, hangs], [0, 0])
+    assert fault is not None
+    assert fault[0] == 1
+    assert "waiting for data in step 8 for 99 s" in fault[1]
+    at_work = state(7, Phase.SCORE, 99, limit_s=1000)
+    assert find_fault([waits, at_work], [0, 0]) is None
+    assert find_fault([waits, state(8, Phase.DATA, 3)], [0, 0]) is None
+
+
+def test_the_silent_are_lost_unless_they_are_done() -> None:
+    fine, done = state(8, Phase.STEP, 1), state(0, Phase.DONE, 1, float("inf"))
+    fault = find_fault([fine, fine], [LOST_S + 1, 0])
+    assert fault is not None
+    assert fault[0] == 0
+    assert find_fault([fine, done], [0, LOST_S + 1]) is None
+    assert find_fault([done, done], [99, 99]) is None
