@@ -16,7 +16,9 @@ import psutil
 from accelerate.commands import launch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from pipeline.exits import STOP_SIGNALS
+from pipeline.exits import STOP_SIGNALS, STOPPED
+
+_stop_passed_on: list[int] = []
 
 
 def main() -> int:
@@ -37,11 +39,13 @@ def main() -> int:
         return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 128 - error.returncode
-    return 0
+    # With restarts to spare the processes answer a stop with 0, lest they be started again.
+    return STOPPED if _stop_passed_on else 0
 
 
 def _pass_on(number: int, frame: object) -> None:
     """Let the processes decide: they finish their step, commit, and end."""
+    _stop_passed_on.append(number)
     for child in psutil.Process().children():
         child.send_signal(number)
 

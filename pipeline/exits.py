@@ -18,6 +18,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 HEAD_START_S = 5.0
 
 
+def stopped_code() -> int:
+    """The exit code of a process that stopped because it was asked to.
+
+    A launcher with restarts to spare (`--max_restarts`) starts anew whatever ends with another code
+    than 0, so there the launcher alone says 85 (`python -m launch`).
+    """
+    return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) else STOPPED
+
+
 @contextmanager
 def usage_errors(program: str) -> Iterator[None]:
     """Turn a ValueError or OSError inside the block into one line on stderr and exit code 2.

@@ -1,9 +1,13 @@
 """The processes of a run, joined by accelerate: NCCL between GPUs, gloo between CPU processes."""
 
 import os
+from datetime import timedelta
+from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # with gloo
 
 
 def join_processes(precision: str = "fp32") -> Accelerator:
@@ -16,6 +20,7 @@ def join_processes(precision: str = "fp32") -> Accelerator:
         RuntimeError: the launcher started several processes that cannot be joined.
     """
     on_cpu = not torch.cuda.is_available()
+    _forget_the_dead("gloo" if on_cpu else "nccl")
     accelerator = Accelerator(
         # Left to itself, accelerate 1.15 joins CPU processes only if told that they are on a CPU.
         cpu=on_cpu,
@@ -31,3 +36,35 @@ def join_processes(precision: str = "fp32") -> Accelerator:
             f"{accelerator.num_processes}; launch with a configuration from launch/"
         )
     return accelerator
+
+
+def _forget_the_dead(backend: str) -> None:
+    """After a restart (`--max_restarts`) form the group under a name of its own.
+
+    torch's static rendezvous, which accelerate uses, keeps one store through all restarts (2.15),
+    and with it the addresses of the processes that are no more: the new ones would look for those.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    torch.distributed.init_process_group(
+        backend,
+        store=PrefixStore(f"restart {restarts}", launcher_store()),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+
+
+def launcher_store() -> Any:
+    """A connection of our own to the key-value store that the launcher keeps.
+
+    Raises:
+        RuntimeError: it does not answer.
+    """
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timedelta(seconds=60),
+        wait_for_workers=False,
+    )

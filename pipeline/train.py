@@ -19,7 +19,7 @@ from pipeline import checkpoint
 from pipeline.config import dump_config
 from pipeline.data import EvalDataset, ImageId, TrainDataset, check_bad
 from pipeline.evaluate import evaluate
-from pipeline.exits import STOP_SIGNALS, STOPPED
+from pipeline.exits import STOP_SIGNALS, stopped_code
 from pipeline.loader import start_worker_server, train_loader
 from pipeline.metrics import caption_scores
 from pipeline.monitor import Monitor, log_samples, open_sample_log
@@ -63,7 +63,7 @@ def fit(run: Run) -> int:
         progress = _fit(accelerator, run, optimizer, stop, watchdog)
         accelerator.wait_for_everyone()
     accelerator.end_training()
-    return 0 if progress.step >= run.num_steps else STOPPED
+    return 0 if progress.step >= run.num_steps else stopped_code()
 
 
 def _fit(

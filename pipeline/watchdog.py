@@ -16,14 +16,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from enum import IntEnum
 from itertools import count
 from types import TracebackType
-from typing import Any
 
 import psutil
-import torch.distributed
+
+from pipeline.processes import launcher_store
 
 HEARTBEAT_S = 2.0
 LOST_S = 20.0  # silence after which a process counts as gone
@@ -113,6 +112,7 @@ class Watchdog:
         self._beat = (0, Phase.DATA, time.monotonic(), FIRST_LIMIT_S)
         self._num_beats = 0
         self._longest_s = 0.0
+        self._launcher = os.getppid()
         self._closed = threading.Event()
         self._verdict = ""  # another process's reason to end
         self._store_error = ""
@@ -124,7 +124,8 @@ class Watchdog:
         self._heard = [now] * world_size
         # A run that the launcher started anew must not read why the last one ended.
         self._prefix = f"capstream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self._store = _join_store() if world_size > 1 else None
+        # Of its own: the group's store may be busy in the main thread.
+        self._store = launcher_store() if world_size > 1 else None
 
     def beat(self, step: int, phase: Phase, limit_s: float | None = None) -> None:
         """The main thread goes on to something else, or to its next part.
@@ -237,6 +238,8 @@ class Watchdog:
                     self._end(f"ending, because {self._verdict}")
             elif fault:
                 self._end_for(*fault)
+            elif self._store and os.getppid() != self._launcher:
+                self._end("the launcher is gone; ending")
             elif self._store and now - self._exchanged > LOST_S:
                 self._end(
                     f"the processes' common store, on the machine of rank 0, has not answered for "
@@ -257,21 +260,6 @@ class Watchdog:
         print(f"rank {self.rank}: {why}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(FAULT)  # the main thread may hang where no exception reaches it
-
-
-def _join_store() -> Any:
-    """A connection of our own to the launcher's store: the group's may be busy in its main thread.
-
-    Raises:
-        RuntimeError: it does not answer.
-    """
-    return torch.distributed.TCPStore(  # type: ignore[attr-defined]  # there where gloo is
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        timeout=timedelta(seconds=60),
-        wait_for_workers=False,
-    )
 
 
 def _kill_brother(pid: int) -> None:

@@ -1,4 +1,7 @@
-"""train.py with a fault in one process: FAULT names it, FAULT_RANK says whose; from step 3 on."""
+"""train.py with a fault in one process: FAULT names it, FAULT_RANK whose, FAULT_STEP when.
+
+A process that the launcher starts again has none.
+"""
 
 import errno
 import os
@@ -19,7 +22,7 @@ import pipeline.evaluate
 import pipeline.train
 from pipeline import checkpoint
 
-STEP = 3
+STEP = int(os.environ.get("FAULT_STEP", "3"))
 HOUR_S = 3600.0
 
 
@@ -61,7 +64,7 @@ def spoil_weights(model: torch.nn.Module) -> None:
         next(model.parameters())[:] = torch.nan
 
 
-# What happens at step 3, before it is computed; each takes the model.
+# What happens at that step, before it is computed; each takes the model.
 AT_STEP: dict[str, Callable[[torch.nn.Module], Any]] = {
     "killed": lambda model: kill_myself(signal.SIGKILL),
     "segfault": lambda model: kill_myself(signal.SIGSEGV),
@@ -119,7 +122,8 @@ IN_A_PART: dict[str, Callable[[], Any]] = {
 
 def main() -> int:
     fault = os.environ["FAULT"]
-    if os.environ.get("RANK", "0") == os.environ["FAULT_RANK"]:
+    first_time = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if first_time and os.environ.get("RANK", "0") == os.environ["FAULT_RANK"]:
         if fault in IN_A_PART:
             IN_A_PART[fault]()
         else:
