@@ -137,7 +137,8 @@ class Watchdog:
         _, before, since, _ = self._beat
         if before in (Phase.DATA, Phase.STEP):
             self._num_beats += 1
-            self._longest_s = max(self._longest_s, now - since)
+            if self._num_beats > NUM_FIRST:
+                self._longest_s = max(self._longest_s, now - since)
         if limit_s is None:
             limit_s = LIMITS_S.get(phase) or self._step_limit()
         self._beat = (step, phase, now, limit_s)
@@ -231,7 +232,9 @@ class Watchdog:
         while not self._closed.wait(1.0):
             now = time.monotonic()
             self._states[self.rank], self._heard[self.rank] = self._own_state(0), now
-            fault = find_fault(self._states, [now - heard for heard in self._heard])
+            # What the others have been silent for is known up to the last exchange only.
+            silent_s = [max(self._exchanged - heard, 0.0) for heard in self._heard]
+            fault = find_fault(self._states, silent_s)
             if self._verdict:
                 # Whoever meets the same error at this moment is to say so itself.
                 if not self._closed.wait(2.0):
@@ -259,6 +262,8 @@ class Watchdog:
     def _end(self, why: str) -> None:
         print(f"rank {self.rank}: {why}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        for child in psutil.Process().children(recursive=True):
+            child.kill()  # a loader that is stopped sees no other end
         os._exit(FAULT)  # the main thread may hang where no exception reaches it
 
 
