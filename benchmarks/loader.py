@@ -66,7 +66,9 @@ def main() -> None:
             {
                 "capstream": lambda: _consume(_capstream(shards, workers), workers, seconds),
                 "bare work": lambda: _bare_work(jpegs, workers, seconds),
-                "webdataset": lambda: _consume(_webdataset(shards, workers), workers, seconds),
+                "webdataset": lambda: _consume(
+                    webdataset_batches(shards, workers), workers, seconds
+                ),
             },
             arguments.repetitions,
         )
@@ -92,7 +94,7 @@ def _capstream(shards: Path, workers: int) -> Iterator[int]:
         yield len(batch.images)
 
 
-def _webdataset(shards: Path, workers: int) -> Iterator[int]:
+def webdataset_batches(shards: Path, workers: int) -> Iterator[int]:
     """Batch sizes out of webdataset's documented training pipeline.
 
     A plain crop, which needs no resizing, is the cheapest of the augmentations that its

@@ -112,7 +112,7 @@ def make_shards(
 
 
 def trainer_batches(
-    shards: ShardFolder, config: DataConfig, steps: int = 1 << 30
+    shards: ShardFolder, config: DataConfig, steps: int = 1 << 30, first_step: int = 0
 ) -> Iterator[Batch]:
     """The batches of a training run of one process with seed 0, as its own loader gives them."""
     sizes = tuple(shard.num_samples for shard in shards.manifest.shards)
@@ -121,7 +121,7 @@ def trainer_batches(
         order,
         config.global_batch_size,
         num_slots=steps * config.global_batch_size,
-        first_step=0,
+        first_step=first_step,
         last_step=steps,
         rank=0,
         world_size=1,

@@ -1,0 +1,115 @@
+"""How long a run that goes on waits for its first batch: from a cold start, and at 90 % of an epoch.
+
+    python benchmarks/resume.py
+
+Each figure is a process of its own from its first line to its first batch, the libraries' import
+included, since that is what a user waits for; and, apart, from the loader's making on. webdataset
+has no way to go on but to read through what was seen. Files are in the page cache for all.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+BATCH_SIZE = 48
+SIZE = 224
+SHARE = 0.9  # of the epoch, already seen
+TARGET = 1.2  # the wait at 90 % over that of a cold start, at the most
+VARIANTS = ("capstream", "webdataset")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # variant, shards, share
+    known, _ = parser.parse_known_args()
+    if known.one:
+        variant, shards, share = known.one
+        print(json.dumps(_first_batch(variant, Path(shards), float(share))))
+        return
+    _compare(parser)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    from benchmarks.pictures import add_picture_options, make_shards
+    from benchmarks.side_by_side import add_common_options, machine_facts
+
+    add_picture_options(parser, samples=6000)
+    add_common_options(parser)
+    arguments = parser.parse_args()
+    facts = machine_facts()
+    with tempfile.TemporaryDirectory() as folder:
+        shards, facts["pictures"] = make_shards(arguments, Path(folder), 250, 2)
+        cases = [(variant, share) for variant in VARIANTS for share in (0.0, SHARE)]
+        waits: dict[tuple[str, float], list[tuple[float, float]]] = {case: [] for case in cases}
+        for case in tqdm(cases * arguments.repetitions, "measuring", unit=" runs", leave=False):
+            waits[case].append(_measure(*case, shards))
+    rows = []
+    for (variant, share), seconds in waits.items():
+        whole, loading = (statistics.median(column) for column in zip(*seconds, strict=True))
+        rows.append({"variant": variant, "share": share, "whole_s": whole, "loading_s": loading})
+    ratios = {
+        variant: statistics.median(
+            late[1] / cold[1]
+            for late, cold in zip(waits[variant, SHARE], waits[variant, 0.0], strict=True)
+        )
+        for variant in VARIANTS
+    }
+    if arguments.json:
+        print(json.dumps({"machine": facts, "variants": rows, "ratios": ratios}))
+        return
+    for row in rows:
+        print(f"{row['variant']:<12} at {row['share']:4.0%}: {row['loading_s']:6.2f} s from the "
+              f"loader's making, {row['whole_s']:6.2f} s from the process's start")  # fmt: skip
+    for variant, value in ratios.items():
+        target = f" (target: {TARGET} or less)" if variant == "capstream" else ""
+        print(f"{variant}: at {SHARE:.0%} {value:.2f} times a cold start{target}")
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+
+
+def _measure(variant: str, share: float, shards: Path) -> tuple[float, float]:
+    """Seconds to the first batch: from the process's start, and from the loader's making."""
+    command = [sys.executable, __file__, "--one", variant, str(shards), str(share)]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, float(json.loads(done.stdout))
+
+
+def _first_batch(variant: str, shards: Path, share: float) -> float:
+    """Make a loader with two workers and take one batch. Returns the seconds that took."""
+    if variant == "capstream":
+        from benchmarks.pictures import trainer_batches
+        from pipeline.config import DataConfig
+        from pipeline.data import ShardFolder
+        from pipeline.loader import start_worker_server
+
+        start_worker_server()  # as train.py does, while the model is made
+        start = time.perf_counter()
+        folder = ShardFolder(shards)
+        config = DataConfig(image_size=SIZE, global_batch_size=BATCH_SIZE, workers=2)
+        step = int(share * len(folder)) // BATCH_SIZE
+        batch = next(trainer_batches(folder, config, first_step=step))
+        assert len(batch.ids) == BATCH_SIZE
+        return time.perf_counter() - start
+    from benchmarks.loader import webdataset_batches
+
+    start = time.perf_counter()
+    batches = webdataset_batches(shards, workers=2)
+    total = len(list(shards.glob("*.tar"))) * 250
+    for _ in range(int(share * total) // BATCH_SIZE + 1):
+        size = next(batches)
+    assert size > 0
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
