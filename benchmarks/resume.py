@@ -1,4 +1,4 @@
-"""How long a run that goes on waits for its first batch: from a cold start, and at 90 % of an epoch.
+"""How long a run waits for its first batch: from a cold start, and at 90 % of an epoch.
 
     python benchmarks/resume.py
 
