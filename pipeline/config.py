@@ -6,6 +6,7 @@ The docstrings are the help text. An unknown key, a wrong type or an impossible 
 error that names the key, before any process group or GPU starts.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -19,14 +20,17 @@ class DataConfig:
     """What is read, and how it is batched.
 
     Args:
-        train: folder of the training shards.
-        val: folder of the validation shards; without one nothing is evaluated.
+        train: folder of the training shards, a path or a URL such as s3://bucket/folder.
+        val: folder of the validation shards, likewise; without one nothing is evaluated.
         global_batch_size: images a step, over all processes and accumulation steps.
         captions_per_image: captions an image, drawn anew each epoch where it has more.
         workers: loader processes of each training process; 0 loads in the process itself.
         image_size: side in pixels of the square that the encoder sees.
         min_crop: smallest side of a training crop, as a share of the picture's short side.
         shuffle_block: shards whose samples are mixed with each other.
+        cache_dir: where shards behind a URL lie while they are needed: a disk of this machine, not
+            shared storage; none means a folder of yours in $TMPDIR, or in /var/tmp.
+        cache_gb: the most that they may take there, in 10**9 bytes.
     """
 
     train: str = ""
@@ -37,6 +41,8 @@ class DataConfig:
     image_size: int = 224
     min_crop: float = 0.875
     shuffle_block: int = 16
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
 
 
 @dataclass(frozen=True)
@@ -228,6 +234,8 @@ def check_config(config: Config) -> None:
         ("data.image_size", data.image_size >= 32, "must be 32 or more"),
         ("data.min_crop", 0 < data.min_crop <= 1, "must be above 0, and 1 at the most"),
         ("data.shuffle_block", data.shuffle_block >= 1, "must be 1 or more"),
+        ("data.cache_dir", data.cache_dir != "", "must name a folder, or be null"),
+        ("data.cache_gb", 0 < data.cache_gb < math.inf, "must be above 0, and finite"),
         ("model.dim", config.model.dim >= 1, "must be 1 or more"),
         ("model.max_tokens", config.model.max_tokens >= 1, "must be 1 or more"),
         ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),

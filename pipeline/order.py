@@ -171,3 +171,22 @@ class MicroBatchSampler:
         for step in range(self.first_step, self.last_step):
             slots = global_batch(self.order, step, self.batch_size, self.num_slots)
             yield from micro_batches(slots, self.rank, self.world_size, self.accumulation_steps)
+
+
+def shards_needed(order: Order, start: int, stop: int) -> Iterator[int]:
+    """The shards that the positions [start, stop) of the sequence read, in order of first need.
+
+    Lazily: only the blocks of what is taken from it are computed.
+    """
+    starts = np.cumsum([0, *order.shard_sizes])
+    num_shards = int(np.count_nonzero(order.shard_sizes))
+    seen: set[int] = set()
+    while start < stop and len(seen) < num_shards:
+        epoch, offset = divmod(start, order.num_samples)
+        count = min(stop - start, order.num_samples - offset, 4096)
+        samples = epoch_samples(order, epoch, offset, offset + count)
+        for shard in (np.searchsorted(starts, samples, side="right") - 1).tolist():
+            if shard not in seen:
+                seen.add(shard)
+                yield shard
+        start += count

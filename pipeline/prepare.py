@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import Config, load_config
+from pipeline.cache import local_folders
+from pipeline.config import Config, DataConfig, load_config
 from pipeline.data import ShardFolder
+from pipeline.loader import EVAL_SHARDS
 from pipeline.model.captioner import Captioner
 from pipeline.order import ALGORITHM
 
@@ -43,8 +45,7 @@ def prepare(config: Config) -> Run:
     Raises:
         ValueError: names the folder or the setting at fault.
     """
-    train_shards = ShardFolder(Path(config.data.train))
-    val_shards = ShardFolder(Path(config.data.val)) if config.data.val else None
+    train_shards, val_shards = _open_shards(config.data)
     digest = train_shards.manifest.tokenizer_sha256
     if val_shards and val_shards.manifest.tokenizer_sha256 != digest:
         raise ValueError(
@@ -83,6 +84,15 @@ def prepare(config: Config) -> Run:
         num_slots=int(num_slots),
         num_steps=num_steps,
     )
+
+
+def _open_shards(data: DataConfig) -> tuple[ShardFolder, ShardFolder | None]:
+    places = [(data.train, 2 * data.shuffle_block)]  # the block that is read, and the next
+    if data.val:
+        places.append((data.val, EVAL_SHARDS))
+    found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
+    shards = [ShardFolder(folder, cache) for folder, cache in found]
+    return shards[0], shards[1] if data.val else None
 
 
 def _make_run_dir(path: Path) -> None:
@@ -125,7 +135,7 @@ def _commit_to_resume(
     checkpoint.check_commit(newest)
     state, old = checkpoint.load_state(newest), load_config(newest / checkpoint.CONFIG)
     if state["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
-        raise ValueError(f"data.train: {shards.folder} has another tokenizer than {newest}")
+        raise ValueError(f"data.train: {shards.place} has another tokenizer than {newest}")
     comparisons: list[tuple[str, Any, Any]] = [
         ("data.train (the data set's digest)", state["digest"], shards.manifest.digest),
         ("the sample order's version", state["algorithm"], ALGORITHM),

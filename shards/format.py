@@ -384,14 +384,15 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ValueError: the folder is missing, is no shard folder, or is of another format version.
     """
-    if not persistently(folder, folder.is_dir):
-        raise ValueError(f"{folder}: no such folder of shards")
     path = folder / MANIFEST
-    if not persistently(path, path.is_file):
+    try:  # at once: a web server has files, but may know no folders
+        value = _read_json(path, "a manifest")
+    except FileNotFoundError:
+        if not persistently(folder, folder.is_dir):
+            raise ValueError(f"{folder}: no such folder of shards") from None
         raise ValueError(
             f"{folder}: no {MANIFEST}, so no finished data set; run `python -m shards build` on it"
-        )
-    value = _read_json(path, "a manifest")
+        ) from None
     if value.pop("format", None) != "capstream" or value.pop("format_version", 0) != FORMAT_VERSION:
         raise ValueError(f"{path}: not a manifest of format version {FORMAT_VERSION}")
     try:
@@ -408,8 +409,8 @@ def read_manifest(folder: Path) -> Manifest:
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         value = json.loads(read_bytes(path))
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path}: not there") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as {what} ({error})") from error
     if not isinstance(value, dict):

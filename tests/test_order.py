@@ -15,6 +15,7 @@ from pipeline.order import (
     global_batch,
     keyed_permutation,
     micro_batches,
+    shards_needed,
 )
 
 shard_sizes = st.lists(st.integers(0, 60), min_size=1, max_size=20).map(tuple)
@@ -107,3 +108,15 @@ def test_the_order_never_changes_unnoticed(sizes: tuple, block: int, digest: str
     order = Order(sizes, "0123abcd", 7, block)
     slots = [global_batch(order, step, 8, 3 * order.num_samples) for step in range(6)]
     assert hashlib.sha256(np.concatenate(slots).astype("<i8").tobytes()).hexdigest() == digest
+
+
+@given(orders, st.data())
+def test_shards_are_needed_in_the_order_in_which_samples_first_read_them(
+    order: Order, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, 2 * order.num_samples))
+    stop = data.draw(st.integers(start, 3 * order.num_samples))
+    owners = np.repeat(np.arange(len(order.shard_sizes)), order.shard_sizes)
+    slots = [global_batch(order, position, 1, stop)[0] for position in range(start, stop)]
+    first_needs = dict.fromkeys(int(owners[sample]) for _, sample in slots)
+    assert list(shards_needed(order, start, stop)) == list(first_needs)
