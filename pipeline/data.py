@@ -129,10 +129,7 @@ class ShardFolder:
         return descriptor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardFolder, (
-            self.folder,
-            self.cache,
-        )  # another process opens its own files and maps
+        return ShardFolder, (self.folder, self.cache)  # another process opens its own files
 
 
 class TrainDataset(Dataset[Batch]):
