@@ -68,8 +68,8 @@ class ShardCache:
         """
         shard = self.shards[number]
         path = self.folder / shard.file
-        part = path.with_name(f".{path.name}.{shard.num_bytes}.part")
         while (descriptor := _open_whole(path, shard.num_bytes)) is None:
+            part = path.with_name(f".{path.name}.{shard.num_bytes}.part")
             claim = self._claim(path, part, shard.num_bytes)
             if claim is not None:
                 with claim:

@@ -21,8 +21,10 @@ from conftest import Scenes
 
 import shards.storage
 from pipeline.cache import ShardCache, local_folders, read_ahead
-from pipeline.config import parse_config
-from pipeline.data import ShardFolder
+from pipeline.config import DataConfig, parse_config
+from pipeline.data import ShardFolder, TrainDataset
+from pipeline.loader import train_loader
+from pipeline.order import MicroBatchSampler, Order, shards_needed
 from pipeline.prepare import prepare
 from shards.format import read_manifest
 
@@ -316,6 +318,25 @@ def test_a_shard_folder_reads_the_same_through_the_cache(
     for sample in np.random.default_rng(0).permutation(len(near))[:20].tolist():
         assert afar.read(sample) == near.read(sample)
     assert bytes_on_disk(cache) <= cache.max_bytes
+
+
+def test_a_run_that_goes_on_fetches_nothing_of_what_is_behind_it(
+    server: Server, tmp_path: Path
+) -> None:
+    cache = make_cache(server, tmp_path / "cache", 3)
+    sizes = tuple(shard.num_samples for shard in cache.shards)
+    order = Order(sizes, read_manifest(server.folder).digest, seed=0, shuffle_block=1)
+    sampler = MicroBatchSampler(order, 5, 60, first_step=7, last_step=12, rank=0, world_size=1,
+                                accumulation_steps=1)  # fmt: skip
+    dataset = TrainDataset(ShardFolder(cache.folder, cache), DataConfig(image_size=32), seed=0)
+    batches = iter(train_loader(dataset, sampler, workers=0, pin_memory=False))
+    needed = [cache.shards[number].file for number in shards_needed(order, 35, 60)]
+    assert len(next(batches).ids) == 5
+    assert {name for name in server.asked if name.endswith(".tar")} <= set(needed[:3])
+    assert sum(len(batch.ids) for batch in batches) == 20
+    fetched = [name for name in server.asked if name.endswith(".tar")]
+    assert sorted(fetched) == sorted(needed)
+    assert len(needed) < len(sizes)
 
 
 def test_a_path_needs_no_cache(scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
