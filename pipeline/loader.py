@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from pipeline.ahead import read_ahead
 from pipeline.buffers import BatchInBuffer, SharedBuffers
-from pipeline.cache import read_ahead
 from pipeline.data import Batch, EvalBatch, EvalDataset, ShardFolder, TrainDataset
 from pipeline.exits import STOP_SIGNALS
 from pipeline.order import MicroBatchSampler, shards_needed

@@ -20,7 +20,8 @@ import pytest
 from conftest import Scenes
 
 import shards.storage
-from pipeline.cache import ShardCache, local_folders, read_ahead
+from pipeline.ahead import read_ahead
+from pipeline.cache import ShardCache, local_folders
 from pipeline.config import DataConfig, parse_config
 from pipeline.data import ShardFolder, TrainDataset
 from pipeline.loader import train_loader
