@@ -6,6 +6,7 @@ The docstrings are the help text. An unknown key, a wrong type or an impossible 
 error that names the key, before any process group or GPU starts.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -21,8 +22,8 @@ class DataConfig:
     """What is read, and how it is batched.
 
     Args:
-        train: folder of the training shards.
-        val: folder of the validation shards; without one nothing is evaluated.
+        train: folder of the training shards, a path or a URL such as s3://bucket/folder.
+        val: folder of the validation shards, likewise; without one nothing is evaluated.
         global_batch_size: images a step, over all processes and accumulation steps.
         captions_per_image: captions an image, drawn anew each epoch where it has more.
         workers: loader processes of each training process; 0 loads in the process itself.
@@ -34,6 +35,9 @@ class DataConfig:
             fetches its own streams' shards alone; part of the order, so fixed for a run.
         max_bad: share of the samples, 0 to 1, that may prove damaged when they are read; each is
             named and left out, and more stop the run.
+        cache_dir: where shards behind a URL lie while they are needed: a disk of this machine, not
+            shared storage; none means a folder of yours in $TMPDIR, or in /var/tmp.
+        cache_gb: the most that they may take there, in 10**9 bytes.
     """
 
     train: str = ""
@@ -46,6 +50,8 @@ class DataConfig:
     shuffle_block: int = 16
     streams: int = 1
     max_bad: float = 0.001
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
 
 
 @dataclass(frozen=True)
@@ -244,6 +250,8 @@ def check_config(config: Config) -> None:
             f"must divide data.global_batch_size, which is {data.global_batch_size}",
         ),
         ("data.max_bad", 0 <= data.max_bad <= 1, "must be a share from 0 to 1"),
+        ("data.cache_dir", data.cache_dir != "", "must name a folder, or be null"),
+        ("data.cache_gb", 0 < data.cache_gb < math.inf, "must be above 0, and finite"),
         ("model.dim", config.model.dim >= 1, "must be 1 or more"),
         ("model.max_tokens", config.model.max_tokens >= 1, "must be 1 or more"),
         ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from pipeline.cache import ShardCache
 from pipeline.config import DataConfig
 from pipeline.images import center_crop, training_crop
 from pipeline.order import EMPTY_SLOT, keyed_bytes, keyed_permutation
@@ -72,12 +73,17 @@ def check_bad(num_bad: int, max_bad: float, num_samples: int, latest: list[str])
 class ShardFolder:
     """Random access to the samples of a finished shard folder.
 
+    Args:
+        folder: holds manifest, index and tokenizer, and without a cache the shards.
+        cache: brings the shards.
     Raises:
         ValueError: on opening, the folder is no finished data set or has no sample.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: ShardCache | None = None) -> None:
         self.folder = folder
+        self.cache = cache
+        self.place = str(folder) if cache is None else cache.url
         self.manifest = read_manifest(folder)
         self.index = read_index(folder)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
@@ -85,7 +91,7 @@ class ShardFolder:
             raise ValueError(f"{folder}: the data set {self.manifest.name!r} is empty")
         if len(self.index) != self.manifest.num_samples:
             raise ValueError(f"{folder}: index and manifest differ; run `python -m shards verify`")
-        for shard in self.manifest.shards:
+        for shard in () if cache else self.manifest.shards:  # a cache verifies what comes
             path = folder / shard.file
             if not path.is_file() or path.stat().st_size != shard.num_bytes:
                 raise ValueError(
@@ -114,7 +120,7 @@ class ShardFolder:
         image_end = start + int(index.image_size[sample])
         meta_start = int(index.meta_offset[sample])
         meta_end = meta_start + int(index.meta_size[sample])
-        data = os.pread(self._descriptor(shard), meta_end - start, start)
+        data = self._pread(shard, meta_end - start, start)
         image, meta = data[: image_end - start], data[meta_start - start :]
         for part, crc32 in ((image, index.image_crc32[sample]), (meta, index.meta_crc32[sample])):
             if zlib.crc32(part) != crc32:
@@ -124,10 +130,24 @@ class ShardFolder:
     def damaged(self, sample: int, why: str) -> DamagedSampleError:
         """The error that names a sample's tar, key and fault."""
         shard = int(np.searchsorted(self.index.shard_starts, sample, side="right")) - 1
-        return DamagedSampleError(
-            f"{self._path(shard)}: sample {self.index.key(sample)} is damaged ({why}); "
-            "`python -m shards verify` lists all damage"
+        what_to_do = (
+            "it was whole when it came, so remove it and look after that disk"
+            if self.cache
+            else "`python -m shards verify` lists all damage"
         )
+        return DamagedSampleError(
+            f"{self._path(shard)}: sample {self.index.key(sample)} is damaged ({why}); {what_to_do}"
+        )
+
+    def _pread(self, shard: int, size: int, offset: int) -> bytes:
+        if self.cache is None:
+            return os.pread(self._descriptor(shard), size, offset)
+        # Opened for each read: a descriptor that is kept would keep an evicted shard on the disk.
+        descriptor = self.cache.open(shard)
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
 
     def _path(self, shard: int) -> Path:
         return self.folder / self.manifest.shards[shard].file
@@ -142,7 +162,7 @@ class ShardFolder:
         return descriptor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardFolder, (self.folder,)  # another process opens its own files and maps
+        return ShardFolder, (self.folder, self.cache)  # another process opens its own files
 
 
 class TrainDataset(Dataset[Batch]):

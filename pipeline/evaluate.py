@@ -1,10 +1,11 @@
 """Captions and scores of a data set, over all ranks.
 
-accelerate launch -m pipeline.evaluate --checkpoint DIR --shards DIR --out results.json
+accelerate launch -m pipeline.evaluate --checkpoint DIR --shards DIR_OR_URL --out results.json
 """
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,11 @@ from accelerate.utils import broadcast, gather_object
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from pipeline.cache import local_folders
 from pipeline.data import EvalDataset, ImageId, ShardFolder, check_bad
 from pipeline.exits import usage_errors
 from pipeline.generate import generate, load_trained
-from pipeline.loader import eval_loader, start_worker_server
+from pipeline.loader import EVAL_SHARDS, eval_loader, start_worker_server
 from pipeline.metrics import caption_scores
 from pipeline.model.captioner import Captioner
 from pipeline.processes import join_processes
@@ -113,7 +115,7 @@ def evaluate(
     if len(unique) + len(bad) != len(dataset.shards) or len(gathered) != len(unique):
         raise RuntimeError(
             f"{len(gathered)} captions of {len(unique)} images came together, of "
-            f"{len(dataset.shards)} images in {dataset.shards.folder}"
+            f"{len(dataset.shards)} images in {dataset.shards.place}"
         )
     if not accelerator.is_main_process:
         return Evaluation({}, {}, [], [])
@@ -126,19 +128,25 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint's folder")
-    parser.add_argument("--shards", type=Path, required=True, help="the data set to caption")
+    parser.add_argument("--shards", required=True, help="the data set to caption, a path or a URL")
     parser.add_argument("--out", type=Path, required=True, help="COCO results file to write")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time, a process")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, a process")
+    parser.add_argument("--cache_dir", help="as data.cache_dir of train.py")
+    parser.add_argument("--cache_gb", type=float, default=50.0, help="as data.cache_gb of train.py")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     arguments = parser.parse_args()
     with usage_errors("evaluate"):
         if arguments.batch_size < 1:
             raise ValueError(f"--batch_size: {arguments.batch_size}: must be 1 or more")
+        if not 0 < arguments.cache_gb < math.inf:
+            raise ValueError(f"--cache_gb: {arguments.cache_gb}: must be above 0, and finite")
         if arguments.out.is_dir():
             raise ValueError(f"--out: {arguments.out}: is a folder; name a file in it")
         trained = load_trained(arguments.checkpoint)
-        shards = ShardFolder(arguments.shards)
+        places = [(arguments.shards, EVAL_SHARDS)]
+        found = local_folders(places, arguments.cache_dir, arguments.cache_gb, "--cache")
+        shards = ShardFolder(*found[0])
         if shards.manifest.tokenizer_sha256 != tokenizer_sha256(trained.tokenizer_path):
             raise ValueError(
                 f"{arguments.shards}: built with another tokenizer than {arguments.checkpoint} "

@@ -5,18 +5,23 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection, forkserver
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from pipeline.ahead import read_ahead
 from pipeline.buffers import BatchInBuffer, SharedBuffers
-from pipeline.data import Batch, EvalBatch, EvalDataset, TrainDataset
+from pipeline.data import Batch, EvalBatch, EvalDataset, ShardFolder, TrainDataset
 from pipeline.exits import STOP_SIGNALS
-from pipeline.order import MicroBatchSampler
+from pipeline.order import MicroBatchSampler, shards_needed, streams_of_ranks
+
+T = TypeVar("T")
 
 PREFETCH = 4  # batches each loader process works ahead
+EVAL_SHARDS = 4  # that an evaluation reads at once, its processes not being in step
 
 # A plain fork of a training process copies locks that its other threads (gloo, OpenMP, tqdm) may
 # hold at that moment, and the child then waits for ever: seen with two evaluating processes. The
@@ -84,8 +89,39 @@ class _WorkerDataset(Dataset[Any]):
 
 def train_loader(
     dataset: TrainDataset, sampler: MicroBatchSampler, workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+) -> Iterable[Batch]:
     """The run's one loader: it iterates from the first step to the last, epochs and all."""
+    streams = streams_of_ranks(
+        ranks_of_this_machine(sampler.rank), sampler.world_size, sampler.order.streams
+    )
+
+    def needed(num_batches: int) -> Iterator[int]:
+        step = sampler.first_step + num_batches // sampler.accumulation_steps
+        start = step * sampler.batch_size
+        return shards_needed(sampler.order, start, sampler.num_slots, streams)
+
+    loader = _train_batches(dataset, sampler, workers, pin_memory)
+    return _fetching_ahead(loader, dataset.shards, needed)
+
+
+def ranks_of_this_machine(rank: int) -> range:
+    """The ranks that share a machine with `rank`: the launcher numbers them one after the other."""
+    first = rank - int(os.environ.get("LOCAL_RANK", "0"))
+    return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _fetching_ahead(
+    loader: DataLoader[T], shards: ShardFolder, needed: Callable[[int], Iterable[int]]
+) -> Iterable[T]:
+    """One process of each machine reads ahead: its ranks need the same shards at about one time."""
+    if shards.cache is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        return loader
+    return read_ahead(loader, shards.cache, needed)
+
+
+def _train_batches(
+    dataset: TrainDataset, sampler: MicroBatchSampler, workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
     if workers == 0:
         return DataLoader(dataset, sampler=sampler, batch_size=None, pin_memory=pin_memory)
     size = dataset.config.image_size
@@ -113,11 +149,17 @@ def eval_loader(
     world_size: int,
     workers: int,
     pin_memory: bool,
-) -> DataLoader[EvalBatch]:
+) -> Iterable[EvalBatch]:
     """One rank's share of a data set, each sample on exactly one rank, nothing padded."""
     samples = np.arange(rank, len(dataset.shards), world_size)
     batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
-    return DataLoader(
+
+    def needed(num_batches: int) -> Iterable[int]:
+        sample = num_batches * batch_size * world_size
+        starts = dataset.shards.index.shard_starts
+        return range(int(np.searchsorted(starts, sample, side="right")) - 1, len(starts) - 1)
+
+    loader = DataLoader(
         dataset,
         sampler=batches,
         batch_size=None,
@@ -126,3 +168,4 @@ def eval_loader(
         multiprocessing_context=CONTEXT if workers and batches else None,
         worker_init_fn=_tie_to_trainer if workers else None,
     )
+    return _fetching_ahead(loader, dataset.shards, needed)

@@ -20,7 +20,7 @@ import hashlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -289,6 +289,33 @@ class MicroBatchSampler:
                 self.accumulation_steps,
                 self.order.streams,
             )
+
+
+def streams_of_ranks(ranks: range, world_size: int, streams: int) -> list[int]:
+    """The streams that some ranks, such as those of one machine, read between them."""
+    slots = np.arange(streams * world_size)
+    theirs = np.isin(rank_of_slots(len(slots), world_size, streams), list(ranks))
+    return sorted(set((slots[theirs] % streams).tolist()))
+
+
+def shards_needed(order: Order, start: int, stop: int, streams: Sequence[int]) -> Iterator[int]:
+    """The shards that the positions [start, stop) of some streams read, in order of first need.
+
+    Lazily: only the blocks of what is taken from it are computed.
+    """
+    starts = order.shard_starts
+    num_shards = int(np.count_nonzero(order.shard_sizes))
+    seen: set[int] = set()
+    while start < stop and len(seen) < num_shards:
+        epoch, offset = divmod(start, order.num_samples)
+        count = min(stop - start, order.num_samples - offset, 4096)
+        samples = epoch_samples(order, epoch, offset, offset + count)
+        samples = samples[np.isin(np.arange(start, start + count) % order.streams, streams)]
+        for shard in (np.searchsorted(starts, samples, side="right") - 1).tolist():
+            if shard not in seen:
+                seen.add(shard)
+                yield shard
+        start += count
 
 
 def main() -> int:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import Config, load_config
+from pipeline.cache import local_folders
+from pipeline.config import Config, DataConfig, load_config
 from pipeline.data import ShardFolder
+from pipeline.loader import EVAL_SHARDS, ranks_of_this_machine
 from pipeline.model.captioner import Captioner
-from pipeline.order import ALGORITHM
+from pipeline.order import ALGORITHM, streams_of_ranks
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,7 @@ def prepare(config: Config) -> Run:
     Raises:
         ValueError: names the folder or the setting at fault.
     """
-    train_shards = ShardFolder(Path(config.data.train))
-    val_shards = ShardFolder(Path(config.data.val)) if config.data.val else None
+    train_shards, val_shards = _open_shards(config.data)
     digest = train_shards.manifest.tokenizer_sha256
     if val_shards and val_shards.manifest.tokenizer_sha256 != digest:
         raise ValueError(
@@ -83,6 +84,18 @@ def prepare(config: Config) -> Run:
         num_slots=int(num_slots),
         num_steps=num_steps,
     )
+
+
+def _open_shards(data: DataConfig) -> tuple[ShardFolder, ShardFolder | None]:
+    rank, world_size = (int(os.environ.get(n, d)) for n, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    streams = streams_of_ranks(ranks_of_this_machine(rank), world_size, data.streams)
+    # Of each stream read here the block that is read, and the next.
+    places = [(data.train, 2 * data.shuffle_block * len(streams))]
+    if data.val:
+        places.append((data.val, EVAL_SHARDS))
+    found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
+    shards = [ShardFolder(folder, cache) for folder, cache in found]
+    return shards[0], shards[1] if data.val else None
 
 
 def _make_run_dir(path: Path) -> None:
@@ -125,7 +138,7 @@ def _commit_to_resume(
     checkpoint.check_commit(newest)
     state, old = checkpoint.load_state(newest), load_config(newest / checkpoint.CONFIG)
     if state["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
-        raise ValueError(f"data.train: {shards.folder} has another tokenizer than {newest}")
+        raise ValueError(f"data.train: {shards.place} has another tokenizer than {newest}")
     comparisons: list[tuple[str, Any, Any]] = [
         ("data.train (the data set's digest)", state["digest"], shards.manifest.digest),
         ("the sample order's version", state["algorithm"], ALGORITHM),

@@ -28,7 +28,7 @@ from pipeline.order import ALGORITHM, MicroBatchSampler, Order, keyed_bytes
 from pipeline.prepare import Run
 from pipeline.processes import join_processes
 from pipeline.step import NonFiniteError, train_step
-from pipeline.watchdog import Phase, Watchdog
+from pipeline.watchdog import FETCH_LIMIT_S, Phase, Watchdog
 from shards.atomic import write_atomic
 from shards.format import TOKENIZER
 
@@ -119,7 +119,7 @@ def _train(
     monitor.restart_clock()
     while progress.step < run.num_steps:
         _seed_step(config.seed, progress.step, accelerator.process_index)
-        watchdog.beat(progress.step, Phase.DATA)
+        watchdog.beat(progress.step, Phase.DATA, FETCH_LIMIT_S if run.train_shards.cache else None)
         wait_start = time.monotonic()
         micro_batches = [next(batches) for _ in range(config.train.accumulation_steps)]
         wait_s = time.monotonic() - wait_start
@@ -226,7 +226,7 @@ def _check_ranks_agree(accelerator: Accelerator, run: Run, step: int) -> None:
     if len(set(seen)) > 1:
         raise RuntimeError(
             "the processes do not see the same run: (step, data digest) by rank is "
-            f"{seen}; {run.config.run_dir} and {run.train_shards.folder} must be the same "
+            f"{seen}; {run.config.run_dir} and {run.train_shards.place} must be the same "
             "everywhere, on shared storage"
         )
 

@@ -30,6 +30,7 @@ LEAST_LIMIT_S = 30.0  # a step may always take so long,
 SLOWER_THAN_BEFORE = 5.0  # and so many times the slowest one before
 FIRST_LIMIT_S = 600.0  # libraries tune themselves in the first steps, which tell nothing yet
 NUM_FIRST = 4  # beats: two steps
+FETCH_LIMIT_S = 900.0  # of waiting for data from afar: downloads have limits and attempts of theirs
 FAULT = 1  # exit code
 
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.atomic import atomic_file, write_atomic
-from shards.storage import local_copy, persistently, read_bytes
+from shards.storage import local_copy, persistently
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -384,14 +384,15 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ValueError: the folder is missing, is no shard folder, or is of another format version.
     """
-    if not persistently(folder, folder.is_dir):
-        raise ValueError(f"{folder}: no such folder of shards")
     path = folder / MANIFEST
-    if not persistently(path, path.is_file):
+    try:  # at once: a web server has files, but may know no folders
+        value = _read_json(path, "a manifest")
+    except FileNotFoundError:
+        if not persistently(folder, folder.is_dir):
+            raise ValueError(f"{folder}: no such folder of shards") from None
         raise ValueError(
             f"{folder}: no {MANIFEST}, so no finished data set; run `python -m shards build` on it"
-        )
-    value = _read_json(path, "a manifest")
+        ) from None
     if value.pop("format", None) != "capstream" or value.pop("format_version", 0) != FORMAT_VERSION:
         raise ValueError(f"{path}: not a manifest of format version {FORMAT_VERSION}")
     try:
@@ -407,9 +408,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(read_bytes(path))
-    except FileNotFoundError:
-        raise
+        # Read and parsed at one attempt: half an answer that looks whole is asked for again.
+        value = persistently(path, lambda: json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path}: not there") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as {what} ({error})") from error
     if not isinstance(value, dict):

@@ -36,7 +36,7 @@ def location(text: str) -> Path:
         from upath import UPath
 
         # Listings are not remembered: other processes write to the same folder.
-        path = UPath(text, use_listings_cache=False)
+        path = UPath(text, use_listings_cache=False, **_timeouts(text))
         _ = path.fs  # connects to nothing, but needs the scheme's library
         if path.protocol in ("file", "local"):
             return Path(path.path)
@@ -45,6 +45,21 @@ def location(text: str) -> Path:
             f"{text}: needs more libraries, pip install 'capstream[remote]' ({error})"
         ) from None
     return cast(Path, path)
+
+
+def _timeouts(text: str) -> dict[str, Any]:
+    """Options that make a silent connection end, to be tried again; s3fs waits 15 s by itself.
+
+    fsspec's own for http limits the whole transfer, which a large file on a slow line outlasts.
+    """
+    if not text.startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+    from fsspec.config import conf
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
+    configured = conf.get(text.partition("://")[0], {}).get("client_kwargs", {})
+    return {"client_kwargs": {"timeout": timeout, **configured}}
 
 
 def is_remote(path: Path) -> bool:
@@ -128,6 +143,15 @@ def local_copy(path: Path) -> Iterator[Path]:
 
         persistently(path, fetch)
         yield local
+
+
+def fetch(path: Path, local: Path) -> None:
+    """Copy a whole file from afar over `local`. One attempt, and what arrived is not checked.
+
+    Raises:
+        Exception: of the store's library, on any failure.
+    """
+    _fs(path).get_file(str(path), str(local))
 
 
 def persistently(path: Path, action: Callable[[], T]) -> T:

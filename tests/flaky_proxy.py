@@ -3,6 +3,7 @@
 import http.client
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,13 @@ HOP_BY_HOP = ("connection", "transfer-encoding", "keep-alive", "content-length")
 
 
 @contextmanager
-def flaky_proxy(target_port: int, share: float, seed: int) -> Iterator[tuple[str, Counter[str]]]:
+def flaky_proxy(
+    target_port: int, share: float, seed: int, stall_s: float = 0
+) -> Iterator[tuple[str, Counter[str]]]:
     """Forward to 127.0.0.1:target_port, but spoil a share of the answers.
 
+    Args:
+        stall_s: where not 0, some requests get no answer for so long, then a closed connection.
     Yields:
         Its URL, and how often each fault was injected.
     """
@@ -27,13 +32,17 @@ def flaky_proxy(target_port: int, share: float, seed: int) -> Iterator[tuple[str
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with lock:
-                faults = ("500", "503", "429", "cut off", "short")
+                faults = ("500", "503", "429", "cut off", "short", *["stall"][: stall_s > 0])
                 fault = rng.choice(faults) if rng.random() < share else ""
                 if fault == "short" and self.command != "GET":
                     fault = "500"
                 injected[fault] += 1
             if fault.isdigit():
                 self.answer(int(fault), [], b"")
+                return
+            if fault == "stall":
+                time.sleep(stall_s)
+                self.close_connection = True
                 return
             upstream = http.client.HTTPConnection("127.0.0.1", target_port, timeout=30)
             headers = {name: value for name, value in self.headers.items() if name != "Connection"}

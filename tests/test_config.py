@@ -23,6 +23,14 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_a_url_stays_as_it_is(tmp_path: Path) -> None:
+    for url in ("s3://bucket/a folder/b", "https://host:8080/x?y=1#z", "file:///data/x"):
+        config = parse_config(["--data.train", url, "--data.val", url])
+        (tmp_path / "config.yaml").write_text(dump_config(config))
+        data = load_config(tmp_path / "config.yaml").data
+        assert (data.train, data.val) == (url, url)
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_each_recipe_parses(recipe: Path) -> None:
     assert parse_config(["--config", str(recipe), "--data.train", "x"]).data.train == "x"
@@ -39,6 +47,8 @@ def test_each_recipe_parses(recipe: Path) -> None:
         ("--config nowhere.yaml", "nowhere.yaml"),
         ("--data.min_crop 0", "data.min_crop"),
         ("--data.global_batch_size 0", "data.global_batch_size"),
+        ("--data.cache_gb 0", "data.cache_gb"),
+        ("--data.cache_gb .inf", "data.cache_gb"),
         ("--train.steps 0", "train.steps"),
         ("--train.epochs null", "train.epochs"),
         ("--train.accumulation_steps 0", "train.accumulation_steps"),

@@ -21,6 +21,7 @@ from pipeline.order import (
     keyed_permutation,
     micro_batches,
     rank_of_slots,
+    shards_needed,
 )
 from shards.format import image_id_of, read_index
 
@@ -241,3 +242,23 @@ def test_the_order_never_changes_unnoticed(
     order = Order(sizes, "0123abcd", 7, block, streams)
     slots = [global_batch(order, step, 8, 3 * order.num_samples) for step in range(6)]
     assert hashlib.sha256(np.concatenate(slots).astype("<i8").tobytes()).hexdigest() == digest
+
+
+@given(orders, st.data())
+def test_shards_are_needed_in_the_order_in_which_samples_first_read_them(
+    order: Order, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, 2 * order.num_samples))
+    stop = data.draw(st.integers(start, 3 * order.num_samples))
+    owners = np.repeat(np.arange(len(order.shard_sizes)), order.shard_sizes)
+    slots = [global_batch(order, position, 1, stop)[0] for position in range(start, stop)]
+    first_needs = dict.fromkeys(int(owners[sample]) for _, sample in slots)
+    everything = range(order.streams)
+    assert list(shards_needed(order, start, stop, everything)) == list(first_needs)
+    own = data.draw(st.sets(st.sampled_from(everything)).map(sorted))
+    needs = [
+        int(owners[sample])
+        for position, (_, sample) in zip(range(start, stop), slots, strict=True)
+        if position % order.streams in own
+    ]
+    assert list(shards_needed(order, start, stop, own)) == list(dict.fromkeys(needs))
