@@ -18,7 +18,8 @@ from pipeline.config import DataConfig
 from pipeline.images import center_crop, training_crop
 from pipeline.order import EMPTY_SLOT, keyed_bytes, keyed_permutation
 from shards.format import TOKENIZER, image_id_of, read_index, read_manifest
-from shards.tokenizer import BOS, EOS, PAD, load_tokenizer, tokenizer_sha256
+from shards.index_tars import foreign_meta, is_foreign
+from shards.tokenizer import BOS, EOS, PAD, encode_all, load_tokenizer, tokenizer_sha256
 
 MAX_OPEN_SHARDS = 64  # file descriptors a loader process holds
 
@@ -85,6 +86,7 @@ class ShardFolder:
         self.cache = cache
         self.place = str(folder) if cache is None else cache.url
         self.manifest = read_manifest(folder)
+        self.foreign = is_foreign(self.manifest)
         self.index = read_index(folder)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         if len(self.index) == 0:
@@ -116,16 +118,26 @@ class ShardFolder:
         """
         index = self.index
         shard = int(np.searchsorted(index.shard_starts, sample, side="right")) - 1
-        start = int(index.image_offset[sample])
-        image_end = start + int(index.image_size[sample])
+        image_start = int(index.image_offset[sample])
+        image_end = image_start + int(index.image_size[sample])
         meta_start = int(index.meta_offset[sample])
         meta_end = meta_start + int(index.meta_size[sample])
-        data = self._pread(shard, meta_end - start, start)
-        image, meta = data[: image_end - start], data[meta_start - start :]
+        start = min(image_start, meta_start)  # other people's captions may come first
+        data = self._pread(shard, max(image_end, meta_end) - start, start)
+        image = data[image_start - start : image_end - start]
+        meta = data[meta_start - start : meta_end - start]
         for part, crc32 in ((image, index.image_crc32[sample]), (meta, index.meta_crc32[sample])):
             if zlib.crc32(part) != crc32:
                 raise self.damaged(sample, "crc32 differs")
-        return index.key(sample), image, json.loads(meta)
+        return index.key(sample), image, self._parse_meta(meta)
+
+    def _parse_meta(self, data: bytes) -> dict[str, Any]:
+        """A sample's JSON; of a tar made by others its captions, with tokens made now."""
+        if not self.foreign:
+            return dict(json.loads(data))
+        meta = foreign_meta(data)
+        tokens = encode_all(self.tokenizer, meta["captions"])
+        return {**meta, "tokens": [ids for ids in tokens if ids]}  # empty captions teach nothing
 
     def damaged(self, sample: int, why: str) -> DamagedSampleError:
         """The error that names a sample's tar, key and fault."""

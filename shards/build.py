@@ -91,7 +91,7 @@ def build_shard(
                         raise BadImageError("too costly", suspicion.reason)
                     packed = _pack(job.images_dir, record, read(), policy, suspicion is not None)
                 except BadImageError as error:
-                    quarantine.append(_quarantined(record, error.reason, error.detail))
+                    quarantine.append(quarantined(record, error.reason, error.detail))
                     continue
                 members.append(_add_sample(tar, record, packed, captions, tokens))
                 lengths.update(map(len, tokens))
@@ -136,14 +136,14 @@ def tokenise(
         if is_utf8(caption):
             captions.append((position, caption))
         else:
-            bad.append(_quarantined(record, "caption not UTF-8", ascii(caption), position))
+            bad.append(quarantined(record, "caption not UTF-8", ascii(caption), position))
     ids = encode([caption for _, caption in captions])
     good = []
     for (position, caption), tokens in zip(captions, ids, strict=True):
         if tokens:
             good.append((caption, tokens))
         else:
-            bad.append(_quarantined(record, "empty caption", repr(caption), position))
+            bad.append(quarantined(record, "empty caption", repr(caption), position))
     return [caption for caption, _ in good], [tokens for _, tokens in good], bad
 
 
@@ -193,7 +193,7 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> Extent:
     return Extent(add_to_tar(tar, name, data), len(data), zlib.crc32(data))
 
 
-def _quarantined(
+def quarantined(
     record: Record, reason: str, detail: str, caption: int | None = None
 ) -> dict[str, Any]:
     """One line of quarantine.jsonl. `caption` is None where the whole record is left out."""

@@ -148,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_limits(sub)
     sub.add_argument("--json", action="store_true", help="print the report as JSON")
 
+    sub = command("index", commands.index, "make tars made by others a data set, as they are")
+    sub.add_argument("dir", type=_location, help="folder of tars of .jpg with .txt or .json")
+    sub.add_argument("--tokenizer", type=_location, required=True, help="tokenizer.json")
+    _add_limits(sub)
+    sub.add_argument("--json", action="store_true", help="print the report as JSON")
+
     sub = command("verify", commands.check, "read a data set again, every byte; name each fault")
     sub.add_argument("dir", type=_location)
     sub.add_argument("--fast", action="store_true", help="check sizes and sidecars, read no tar")

@@ -3,6 +3,7 @@
 import json
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,9 +11,10 @@ from tqdm import tqdm
 from shards.atomic import remove_abandoned, write_atomic
 from shards.build import ShardJob
 from shards.executors import local_packers, run_local, run_ray, share_of
-from shards.finalize import finalize
-from shards.format import read_manifest
+from shards.finalize import close_data_set, finalize
+from shards.format import Manifest, Sidecar, read_manifest
 from shards.images import ImagePolicy
+from shards.index_tars import index_tars
 from shards.jobs import check_unknown_words, open_jobs, plan_jobs
 from shards.packer import Packer
 from shards.report import make_report, report_lines, write_report
@@ -120,6 +122,23 @@ def finish(arguments: Namespace) -> int:
     return 0
 
 
+def index(arguments: Namespace) -> int:
+    """Index tars made by others."""
+    folder: Path = arguments.dir
+    with tqdm(desc="indexing", unit=" images") as bar:
+
+        def shown() -> Iterator[Sidecar]:
+            for sidecar in index_tars(folder, arguments.tokenizer):
+                yield sidecar
+                bar.update(sidecar.num_records)
+
+        found = close_data_set(
+            folder, shown(), arguments.tokenizer, arguments.max_bad, arguments.max_unk
+        )
+    _report(folder, *found, None, arguments.json)
+    return 0
+
+
 def check(arguments: Namespace) -> int:
     """Verify a data set."""
     total = read_manifest(arguments.dir).num_samples
@@ -193,7 +212,17 @@ def _plan(arguments: Namespace) -> list[ShardJob]:
 
 def _close(folder: Path, arguments: Namespace, images_per_s: float | None) -> None:
     """Finalize a data set, and report on it."""
-    manifest, sidecars = finalize(folder, arguments.tokenizer, arguments.max_bad, arguments.max_unk)
+    found = finalize(folder, arguments.tokenizer, arguments.max_bad, arguments.max_unk)
+    _report(folder, *found, images_per_s, arguments.json)
+
+
+def _report(
+    folder: Path,
+    manifest: Manifest,
+    sidecars: list[Sidecar],
+    images_per_s: float | None,
+    as_json: bool,
+) -> None:
     report = make_report(manifest, sidecars, images_per_s)
     write_report(folder, report)
-    print(json.dumps(report) if arguments.json else "\n".join(report_lines(folder, report)))
+    print(json.dumps(report) if as_json else "\n".join(report_lines(folder, report)))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,16 @@ def finalize(
             tokenizer is another one; too much was quarantined (quarantine.jsonl is written all
             the same, to look at) or is UNK.
     """
+    return close_data_set(folder, read_sidecars(folder), tokenizer, max_bad, max_unk)
+
+
+def close_data_set(
+    folder: Path, done: Iterable[Sidecar], tokenizer: Path, max_bad: float, max_unk: float
+) -> tuple[Manifest, list[Sidecar]]:
+    """`finalize` with the shards' sidecars given."""
     sidecars: list[Sidecar] = []
     columns: list[dict[str, np.ndarray]] = []
-    for sidecar in read_sidecars(folder):
+    for sidecar in done:
         if size_of(folder / sidecar.shard) != sidecar.num_bytes:
             raise ValueError(
                 f"{folder / sidecar.shard}: not of the size in its sidecar; run the build again"

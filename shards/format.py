@@ -33,6 +33,9 @@ TOKENIZER = "tokenizer.json"
 INDEX = "index.npz"
 QUARANTINE = "quarantine.jsonl"
 
+# The image policy of a data set whose tars others made: there is none, and no tokens are stored.
+FOREIGN = {"made_by": "others"}
+
 KEY_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz_-")
 
 

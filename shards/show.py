@@ -10,8 +10,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from shards.format import TOKENIZER, read_index, read_manifest
+from shards.images import decode_rgb
+from shards.index_tars import foreign_meta, is_foreign
 from shards.storage import read_range
-from shards.tokenizer import UNK, load_tokenizer, readable
+from shards.tokenizer import UNK, encode_all, load_tokenizer, readable
 
 Sample = tuple[str, bytes, dict[str, Any]]  # key, JPEG bytes, the sample's JSON
 
@@ -37,6 +39,7 @@ def read_samples(folder: Path, limit: int) -> Iterator[Sample]:
         OSError: a tar is missing or shorter than the index says.
     """
     manifest, index = read_manifest(folder), read_index(folder)
+    vocabulary, foreign = load_tokenizer(folder / TOKENIZER), is_foreign(manifest)
     for number, shard in enumerate(manifest.shards):
         start, stop = map(int, index.shard_starts[number : number + 2])
         for sample in range(start, min(stop, limit)):
@@ -47,9 +50,20 @@ def read_samples(folder: Path, limit: int) -> Iterator[Sample]:
                     (index.meta_offset, index.meta_size),
                 )
             )
-            yield index.key(sample), image, json.loads(meta)
+            yield index.key(sample), image, _readable_meta(foreign, image, meta, vocabulary)
         if stop >= limit:
             return
+
+
+def _readable_meta(
+    foreign: bool, image: bytes, data: bytes, vocabulary: Tokenizer
+) -> dict[str, Any]:
+    if not foreign:
+        return dict(json.loads(data))
+    meta = foreign_meta(data)
+    height, width = decode_rgb(image).shape[:2]
+    tokens = encode_all(vocabulary, meta["captions"])
+    return {**meta, "tokens": tokens, "width": width, "height": height, "file_name": "its tar"}
 
 
 def headline(folder: Path, tokenizer: Tokenizer) -> str:

@@ -29,6 +29,7 @@ from shards.format import (
     sidecar_path,
 )
 from shards.images import BadImageError, decode_rgb
+from shards.index_tars import index_tars, is_foreign
 from shards.storage import local_copy, persistently, read_bytes, size_of
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
@@ -47,17 +48,29 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
     manifest = read_manifest(folder)
     index = read_index(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
+    foreign = is_foreign(manifest)
+    if foreign and fast:
+        yield len(index), list(_size_faults(folder, manifest))
+        return
     sidecars: list[Sidecar] = []
     first = 0
-    for sidecar in read_sidecars(folder):
+    found = index_tars(folder, folder / TOKENIZER) if foreign else read_sidecars(folder)
+    for sidecar in found:
         faults = list(_sidecar_faults(folder / sidecar.shard, sidecar))
         faults += _index_faults(sidecar, index, first)
-        if not fast and size_of(folder / sidecar.shard) == sidecar.num_bytes:
+        if not fast and not foreign and size_of(folder / sidecar.shard) == sidecar.num_bytes:
             faults += _shard_faults(folder / sidecar.shard, sidecar, tokenizer)
         yield len(sidecar.members), faults
         first += len(sidecar.members)
         sidecars.append(replace(sidecar, members=()))
     yield 0, list(_folder_faults(folder, manifest, sidecars, index))
+
+
+def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+    for shard in manifest.shards:
+        num_bytes = size_of(folder / shard.file)
+        if num_bytes != shard.num_bytes:
+            yield f"{shard.file}: {num_bytes:,} bytes, not the {shard.num_bytes:,} of {MANIFEST}"
 
 
 def _folder_faults(
@@ -128,6 +141,9 @@ def _index_faults(sidecar: Sidecar, index: Index, first: int) -> Iterator[str]:
         for position in np.flatnonzero(found != wanted[: last - first]):
             key = sidecar.members[position].key
             yield f"{sidecar.shard}: {key}: {INDEX} says otherwise of {name} than {beside}"
+        if len(sidecar.members) != last - first:
+            yield f"{sidecar.shard}: {INDEX} has {last - first} of {len(sidecar.members)} samples"
+            return
 
 
 def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterator[str]:

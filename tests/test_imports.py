@@ -28,7 +28,7 @@ LAYERS = [
     {"monitor", "prepare"},
     {"train"},
 ]
-FROM_SHARDS = {"format", "tokenizer", "atomic", "images"}
+FROM_SHARDS = {"format", "tokenizer", "atomic", "images", "index_tars"}
 KNOW_STORAGE = {"cache", "order"}
 KNOW_ACCELERATE = {"processes", "train", "step", "evaluate"}
 

@@ -28,6 +28,7 @@ class Record:
     file_name: str  # relative to the image folder
     captions: tuple[str, ...]
     span: TarSpan | None = None  # None: the picture is a file of its own
+    caption_span: TarSpan | None = None  # of the captions, where they are a member of a tar too
 
     @property
     def key(self) -> str:

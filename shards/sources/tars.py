@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from shards.format import image_id_of
-from shards.sources.annotation_json import parse_json
+from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, name_key
 from shards.storage import local_copy, persistently
 
@@ -113,21 +112,22 @@ def _record(path: Path, tar: tarfile.TarFile, key: str, parts: Parts) -> Record 
     if picture is None and caption is None:
         return None
     captions: tuple[str, ...] = ()
+    caption_span = None
     if caption is not None:
         member = parts[caption]
-        kind = caption.rpartition(".")[2]
-        captions = _captions(f"{path}: {member.name}", kind, _read(path, tar, member))
+        data = _read(path, tar, member)
+        try:
+            captions = read_captions(data, caption.rpartition(".")[2] == "txt")
+        except ValueError as error:
+            raise ValueError(f"{path}: {member.name}: {error}") from None
+        caption_span = TarSpan(path.name, member.offset_data, member.size)
     if picture is None:  # nothing to read, which puts the sample into quarantine
-        return Record(
-            image_id_of(name_key(key)), f"{path.name}/{key}", captions, TarSpan(path.name, 0, 0)
-        )
-    member = parts[picture]
-    return Record(
-        image_id_of(name_key(key)),
-        f"{path.name}/{member.name}",
-        captions,
-        TarSpan(path.name, member.offset_data, member.size),
-    )
+        name, span = f"{path.name}/{key}", TarSpan(path.name, 0, 0)
+    else:
+        member = parts[picture]
+        name = f"{path.name}/{member.name}"
+        span = TarSpan(path.name, member.offset_data, member.size)
+    return Record(image_id_of(name_key(key)), name, captions, span, caption_span)
 
 
 def _read(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -138,20 +138,3 @@ def _read(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if len(data) != member.size:
         raise ValueError(f"{path}: {member.name}: cut off")
     return data
-
-
-def _captions(where: str, kind: str, data: bytes) -> tuple[str, ...]:
-    try:
-        text = data.decode("utf-8-sig")
-        if kind == "txt":
-            return (text.strip(),)
-        value: Any = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: no JSON object")
-    found = value.get("captions", value.get("caption"))
-    several = [found] if isinstance(found, str) else found if found is not None else []
-    if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
-        raise ValueError(f"{where}: `captions` is no list of strings")
-    return tuple(several)

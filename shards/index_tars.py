@@ -1,0 +1,132 @@
+"""Tars made by others, read as they are: their index, made without changing a byte of them.
+
+The trainer reads a sample by its place in the tar and tokenises its captions as it comes. What it
+cannot read so (another format than JPEG, a picture that EXIF turns, no caption) is left out by
+name: `build --webdataset` packs such samples into shards of our own.
+"""
+
+import hashlib
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from shards.build import quarantined, tokenise
+from shards.format import FOREIGN, Extent, Manifest, Member, Sidecar
+from shards.guard import bounded_in_own_process
+from shards.images import BadImageError, ImagePolicy, pack_image
+from shards.plain_captions import Encoder, fast_encoder
+from shards.sources.caption_member import read_captions
+from shards.sources.record import Record, TarSpan, source_sha256
+from shards.sources.tars import read_tars
+from shards.storage import local_copy, size_of
+from shards.tokenizer import UNK, load_tokenizer, tokenizer_sha256
+
+AS_IT_IS = ImagePolicy(resize_short=0, quality=90)  # keeps the bytes of what can be read as it is
+
+
+def is_foreign(manifest: Manifest) -> bool:
+    """Whether the tars of a data set were made by others."""
+    return manifest.image_policy == FOREIGN
+
+
+def index_tars(folder: Path, tokenizer: Path) -> Iterator[Sidecar]:
+    """What a sidecar would hold, of each tar of a folder; nothing is written.
+
+    Raises:
+        ValueError: there is no tar, or one is damaged: see `read_tars`.
+        OSError: a tar cannot be read.
+    """
+    records = read_tars(folder)
+    build = {
+        "name": folder.name,
+        "image_policy": FOREIGN,
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "source_sha256": source_sha256(records),
+    }
+    encode = fast_encoder(load_tokenizer(tokenizer))
+    tars = [(name, list(group)) for name, group in groupby(records, key=_tar_of)]
+    for number, (name, group) in enumerate(tars):
+        yield _index_tar(folder / name, group, encode, build, number, len(tars))
+
+
+def foreign_meta(data: bytes) -> dict[str, Any]:
+    """A foreign sample's captions as the JSON of a sample of ours would hold them, without tokens.
+
+    Raises:
+        ValueError: there are none to be read.
+    """
+    return {"captions": list(read_captions(data))}
+
+
+def _tar_of(record: Record) -> str:
+    assert record.span is not None
+    return record.span.tar
+
+
+def _index_tar(
+    path: Path,
+    records: list[Record],
+    encode: Encoder,
+    build: dict[str, Any],
+    number: int,
+    num_tars: int,
+) -> Sidecar:
+    members: list[Member] = []
+    quarantine: list[dict[str, Any]] = []
+    lengths: Counter[int] = Counter()
+    num_unk = 0
+    with local_copy(path) as local, open(local, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        for record in records:
+            captions, tokens, bad_captions = tokenise(record, encode)
+            quarantine += bad_captions
+            try:
+                if not captions:
+                    raise BadImageError("no caption", "nothing to train on")
+                member = _member(file.fileno(), record)
+            except BadImageError as error:
+                quarantine.append(quarantined(record, error.reason, error.detail))
+                continue
+            members.append(member)
+            lengths.update(map(len, tokens))
+            num_unk += sum(ids.count(UNK) for ids in tokens)
+    return Sidecar(
+        shard=path.name,
+        number=number,
+        num_shards=num_tars,
+        build=build,
+        num_samples=len(members),
+        num_captions=lengths.total(),
+        num_tokens=sum(length * count for length, count in lengths.items()),
+        num_unk=num_unk,
+        caption_lengths=tuple(sorted(lengths.items())),
+        num_bytes=size_of(path),
+        sha256=sha256,
+        members=tuple(members),
+        quarantine=tuple(quarantine),
+        num_records=len(records),
+    )
+
+
+def _member(descriptor: int, record: Record) -> Member:
+    """Where a sample lies, once its picture has proved to be one that the trainer can read.
+
+    Raises:
+        BadImageError: it is not.
+    """
+    assert record.span is not None
+    assert record.caption_span is not None  # it has captions
+    image = os.pread(descriptor, record.span.size, record.span.offset)
+    packed, _, _ = bounded_in_own_process(lambda: pack_image(image, AS_IT_IS))
+    if packed != image:
+        raise BadImageError("not an upright RGB JPEG", "`build --webdataset` packs it as one")
+    meta = os.pread(descriptor, record.caption_span.size, record.caption_span.offset)
+    return Member(record.key, _extent(record.span, image), _extent(record.caption_span, meta))
+
+
+def _extent(span: TarSpan, data: bytes) -> Extent:
+    return Extent(span.offset, len(data), zlib.crc32(data))

@@ -1,0 +1,131 @@
+"""Tars made by others become a data set without a byte of them being changed."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from conftest import Scenes, digests, read_sample_log, run_shards, train
+from PIL import Image
+
+from pipeline.config import DataConfig
+from pipeline.data import EvalDataset, ShardFolder, TrainDataset
+from shards.format import read_index, read_manifest
+from shards.tokenizer import encode_all
+
+CAPTIONS = ["A red circle on a green background.", "A circle."]
+
+
+def picture(number: int, form: str = "JPEG", **options: object) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (40 + number, 36), (5 * number, 90, 30)).save(data, form, **options)
+    return data.getvalue()
+
+
+def turned(number: int) -> bytes:
+    exif = Image.Exif()
+    exif[274] = 6
+    return picture(number, exif=exif)
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """Two tars by webdataset's own writer and one by hand, with keys of any kind."""
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for number in range(2):
+        with webdataset.TarWriter(str(folder / f"part{number}.tar")) as writer:
+            for sample in range(20):
+                caption = {"txt": CAPTIONS[0]} if sample % 2 else {"json": {"captions": CAPTIONS}}
+                writer.write({"__key__": f"Photo_{sample:03d}", "jpg": picture(sample), **caption})
+    with tarfile.open(folder / "z.tar", "w") as tar:
+        for name, data in (
+            ("a folder/X.1.TXT", CAPTIONS[0].encode()),
+            ("a folder/X.1.JPEG", picture(1)),
+            ("a folder/X.1.npy", b"not ours"),
+            ("7.caption.json", json.dumps({"caption": CAPTIONS[1]}).encode()),
+            ("7.jpg", picture(2)),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def index(folder: Path, scenes: Scenes, *options: object) -> dict:
+    done = run_shards("index", folder, "--tokenizer", scenes.tokenizer, "--json",
+                      "--max-unk", 1, *options)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_samples_are_read_from_their_places_and_tokenised(tars: Path, scenes: Scenes) -> None:
+    before = digests(tars)
+    report = index(tars, scenes)
+    assert report["images_packed"] == report["images_in"] == 42
+    assert report["captions"] == 20 * 1 + 20 * 2 + 2
+    after = digests(tars)
+    assert {name: after[name] for name in before} == before
+    shards = ShardFolder(tars)
+    seen = set()
+    for sample in range(42):
+        key, image, meta = shards.read(sample)
+        assert Image.open(io.BytesIO(image)).size[1] == 36
+        assert meta["captions"] in (CAPTIONS, CAPTIONS[:1], CAPTIONS[1:])
+        assert meta["tokens"] == encode_all(shards.tokenizer, meta["captions"])
+        seen.add(key)
+    assert len(seen) == 42  # the same keys stand in both tars
+    batch = TrainDataset(shards, DataConfig(image_size=32), 0)[np.array([(0, 0), (0, 41)])]
+    assert len(batch.ids) == 2
+    assert not batch.bad
+    assert len(EvalDataset(shards, 32)[np.arange(42)].references) == 42
+
+
+def test_they_verify_show_and_train(tars: Path, scenes: Scenes, tmp_path: Path) -> None:
+    index(tars, scenes)
+    for command in (("verify",), ("verify", "--fast"), ("show", "--limit", 2)):
+        done = run_shards(command[0], tars, *command[1:])
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert CAPTIONS[0] in done.stdout
+    run = train(1, "--data.train", tars, "--data.val", tars, "--run_dir", tmp_path / "run",
+                "--train.epochs", 1, "--monitor.sample_log", tmp_path / "log")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    ids = [image_id for ids in read_sample_log(tmp_path / "log").values() for image_id in ids]
+    assert len(set(ids)) == len(ids) == 42
+
+
+def test_what_cannot_be_read_as_it_is_is_left_out_by_name(tars: Path, scenes: Scenes) -> None:
+    with webdataset.TarWriter(str(tars / "odd.tar")) as writer:
+        writer.write({"__key__": "drawn", "png": picture(1, "PNG"), "txt": CAPTIONS[0]})
+        writer.write({"__key__": "turned", "jpg": turned(1), "txt": CAPTIONS[0]})
+        writer.write({"__key__": "cut", "jpg": picture(1)[:200], "txt": CAPTIONS[0]})
+        writer.write({"__key__": "silent", "jpg": picture(1), "txt": " "})
+        writer.write({"__key__": "good", "jpg": picture(1), "txt": CAPTIONS[0]})
+    refused = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    assert refused.returncode == 2
+    assert "--max-bad" in refused.stderr
+    report = index(tars, scenes, "--max-bad", 0.2)
+    assert report["images_packed"] == 43
+    lines = (tars / "quarantine.jsonl").read_text().splitlines()
+    reasons = {(entry["file_name"], entry["reason"]) for entry in map(json.loads, lines)}
+    assert ("odd.tar/drawn.png", "not an upright RGB JPEG") in reasons
+    assert ("odd.tar/turned.jpg", "not an upright RGB JPEG") in reasons
+    assert ("odd.tar/cut.jpg", "damaged image") in reasons
+    assert ("odd.tar/silent.jpg", "no caption") in reasons
+
+
+def test_a_tar_that_changed_since_is_noticed(tars: Path, scenes: Scenes) -> None:
+    index(tars, scenes)
+    found, manifest = read_index(tars), read_manifest(tars)
+    path = tars / manifest.shards[1].file
+    data = bytearray(path.read_bytes())
+    data[int(found.meta_offset[25]) + 3] ^= 1
+    path.write_bytes(data)
+    done = run_shards("verify", tars)
+    assert done.returncode == 1
+    assert found.key(25) in done.stdout
+    with pytest.raises(ValueError, match=rf"{path.name}.*{found.key(25)}"):
+        ShardFolder(tars).read(25)
