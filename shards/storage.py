@@ -165,7 +165,10 @@ def fetch(path: Path, local: Path) -> None:
     Raises:
         Exception: of the store's library, on any failure.
     """
-    _fs(path).get_file(str(path), str(local))
+    # Left to itself, s3fs holds ten parts of 50 MB in memory. One request for all of it is written
+    # as it comes, and resumed where it is cut off.
+    options = {"max_concurrency": 1} if "s3" in _fs(path).protocol else {}
+    _fs(path).get_file(str(path), str(local), **options)
 
 
 def persistently(path: Path, action: Callable[[], T]) -> T:
