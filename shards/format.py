@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.atomic import atomic_file, write_atomic
-from shards.storage import local_copy, persistently
+from shards.storage import local_copy, persistently, read_parsed
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -411,8 +411,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
-        # Read and parsed at one attempt: half an answer that looks whole is asked for again.
-        value = persistently(path, lambda: json.loads(path.read_bytes()))
+        value = read_parsed(path, json.loads)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{path}: not there") from error
     except (ValueError, OSError) as error:

@@ -76,6 +76,20 @@ def read_bytes(path: Path) -> bytes:
     return persistently(path, path.read_bytes)
 
 
+def read_parsed(path: Path, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a file; from afar asked for again where nothing can be made of it.
+
+    Half an answer may look whole, and fsspec's open() takes any failure of a web server for a file
+    that is not there.
+
+    Raises:
+        OSError: it cannot be read, or from afar not be parsed.
+    """
+    if not is_remote(path):
+        return parse(path.read_bytes())
+    return persistently(path, lambda: parse(_fs(path).cat_file(str(path))))
+
+
 def read_range(path: Path, offset: int, size: int) -> bytes:
     """`size` bytes of a file from `offset` on.
 
@@ -151,7 +165,10 @@ def fetch(path: Path, local: Path) -> None:
     Raises:
         Exception: of the store's library, on any failure.
     """
-    _fs(path).get_file(str(path), str(local))
+    # Left to itself, s3fs holds ten parts of 50 MB in memory. One request for all of it is written
+    # as it comes, and resumed where it is cut off.
+    options = {"max_concurrency": 1} if "s3" in _fs(path).protocol else {}
+    _fs(path).get_file(str(path), str(local), **options)
 
 
 def persistently(path: Path, action: Callable[[], T]) -> T:

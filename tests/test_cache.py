@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cache_reader import fetch_only, is_right, read_many
 from conftest import Scenes
 
 import shards.storage
@@ -42,6 +42,7 @@ class Server:
         self.folder = folder
         self.asked: list[str] = []  # names, in the order of their requests
         self.damage: dict[str, int] = {}  # name -> answers still to be damaged
+        self.refusals: dict[str, int] = {}  # name -> answers still to be 503
         self.half_then_silent: set[str] = set()
         self.url = ""
 
@@ -54,6 +55,10 @@ def serving(folder: Path) -> Iterator[Server]:
         def do_GET(self) -> None:
             path = Path(self.translate_path(self.path))
             state.asked.append(path.name)
+            if state.refusals.get(path.name, 0):
+                state.refusals[path.name] -= 1
+                self.send_error(503)
+                return
             if not path.is_file():
                 self.send_error(404)
                 return
@@ -71,6 +76,9 @@ def serving(folder: Path) -> Iterator[Server]:
                 return
             self.wfile.write(data)
 
+        def do_HEAD(self) -> None:
+            self.send_error(405)  # all that is needed can be had by GET
+
         def log_message(self, *arguments: object) -> None:
             """Say nothing."""
 
@@ -78,7 +86,7 @@ def serving(folder: Path) -> Iterator[Server]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     state.url = f"http://127.0.0.1:{server.server_port}/"
     try:
         yield state
@@ -109,15 +117,6 @@ def make_cache(server: Server, cache_dir: Path, num_shards: float) -> ShardCache
     return cache
 
 
-def contents(cache: ShardCache, number: int) -> bytes:
-    with open(cache.open(number), "rb") as file:
-        return file.read()
-
-
-def is_right(cache: ShardCache, number: int) -> bool:
-    return hashlib.sha256(contents(cache, number)).hexdigest() == cache.shards[number].sha256
-
-
 def files_in(cache: ShardCache) -> list[str]:
     return sorted(path.name for path in cache.folder.iterdir() if path.suffix in (".tar", ".part"))
 
@@ -129,12 +128,6 @@ def bytes_on_disk(cache: ShardCache) -> int:
         tars = [path.stat().st_size for path in cache.folder.glob("*.tar")]
         parts = [int(path.name.split(".")[-2]) for path in cache.folder.glob(".*.part")]
     return sum(tars) + sum(parts)
-
-
-def read_many(cache: ShardCache, seed: int, results: "multiprocessing.Queue[bool]") -> None:
-    rng = random.Random(seed)
-    numbers = [rng.randrange(len(cache.shards)) for _ in range(25)]
-    results.put(all(is_right(cache, number) for number in numbers))
 
 
 def test_the_bound_holds_under_concurrent_fetchers(server: Server, tmp_path: Path) -> None:
@@ -154,7 +147,7 @@ def test_the_bound_holds_under_concurrent_fetchers(server: Server, tmp_path: Pat
 
 def test_processes_that_want_one_shard_fetch_it_once(server: Server, tmp_path: Path) -> None:
     cache = make_cache(server, tmp_path / "cache", 7)
-    threads = [threading.Thread(target=contents, args=(cache, 0)) for _ in range(8)]
+    threads = [threading.Thread(target=fetch_only, args=(cache, 0)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -169,6 +162,15 @@ def test_a_damaged_download_is_fetched_again(server: Server, tmp_path: Path) -> 
     server.damage[cache.shards[2].file] = 3
     assert is_right(cache, 2)
     assert server.asked.count(cache.shards[2].file) == 4
+
+
+@pytest.mark.usefixtures("fast_retries")
+def test_a_server_that_refuses_for_a_moment_is_asked_again(server: Server, tmp_path: Path) -> None:
+    names = ("manifest.json", "index.npz", "tokenizer.json", "train-000000.tar")
+    server.refusals = dict.fromkeys(names, 2)
+    cache = make_cache(server, tmp_path / "cache", 7)
+    assert is_right(cache, 0)
+    assert [server.asked.count(name) for name in names] == [3] * 4
 
 
 @pytest.mark.usefixtures("fast_retries")
@@ -188,20 +190,16 @@ def test_a_replaced_object_is_named_and_never_let_in(
         cache.open(1)
 
 
-def fetch_quietly(cache: ShardCache, number: int) -> None:
-    os.close(cache.open(number))
-
-
 def test_what_a_kill_leaves_of_a_download_is_not_trusted(server: Server, tmp_path: Path) -> None:
     cache = make_cache(server, tmp_path / "cache", 7)
     server.half_then_silent.add(cache.shards[3].file)
-    victim = SPAWN.Process(target=fetch_quietly, args=(cache, 3))
+    victim = SPAWN.Process(target=fetch_only, args=(cache, 3))
     victim.start()
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size for path in cache.folder.glob(".*.part")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    waiting = threading.Thread(target=fetch_quietly, args=(cache, 3))
+    waiting = threading.Thread(target=fetch_only, args=(cache, 3))
     waiting.start()  # in the hope of the victim
     time.sleep(0.2)
     assert victim.pid is not None

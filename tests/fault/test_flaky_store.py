@@ -19,7 +19,7 @@ from shards.format import read_manifest
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (the extra `remote`)")
 
-SHARE = 0.3  # of all answers are faults
+SHARE = 0.2  # of all answers are faults
 STALL_S = 2.0
 # fsspec's own way to set what s3fs waits for: 15 s unless told otherwise.
 IMPATIENT = json.dumps({"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}})
