@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Who may import whom inside the project; see docs/design.md.
 LAYERS = [
-    {"config", "order", "images", "exits"},
+    {"config", "order", "images", "exits", "run_lock"},
     {"loader_server"},
     {"data", "model", "decode", "loss", "optim", "metrics", "sheet", "checkpoint"},
-    {"buffers", "loader", "generate", "processes"},
+    {"buffers", "loader", "generate", "processes", "commit_writer"},
     {"step", "evaluate", "caption"},
     {"monitor", "prepare"},
     {"train"},
