@@ -137,7 +137,7 @@ def prune(checkpoints: Path, keep: int) -> None:
         if path.resolve() != best:
             path.rename(_temporary(path))  # half deleted it must not be taken for a commit
     for leftover in checkpoints.glob(".*.tmp"):
-        if leftover.is_dir():
+        if leftover.is_dir() and not leftover.is_symlink():
             # What stays, such as a file that is being read over NFS, goes another time.
             shutil.rmtree(leftover, ignore_errors=True)
         else:
