@@ -16,6 +16,7 @@ name again. Nothing in it is unpickled into code.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -153,9 +154,9 @@ def set_aside(commit_path: Path) -> Path:
     link = commit_path.parent / BEST
     if link.is_symlink() and link.resolve() == commit_path.resolve():
         link.unlink()
-    name = f"damaged-{commit_path.name}"
-    taken = len(list(commit_path.parent.glob(f"{name}*")))
-    aside = commit_path.with_name(f"{name}.{taken}" if taken else name)
+    endings = itertools.chain([""], (f".{number}" for number in itertools.count(1)))
+    tried = (commit_path.with_name(f"damaged-{commit_path.name}{ending}") for ending in endings)
+    aside = next(path for path in tried if not path.exists())
     commit_path.rename(aside)
     fsync_folder(aside.parent)
     return aside

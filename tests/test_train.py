@@ -185,7 +185,8 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
     assert done.returncode == 0, done.stderr
     commits = list(checkpoint.commits(run / "checkpoints"))
     assert [checkpoint.step_of(path) for path in commits] == [1, 2, 3, 4]  # by the clock
-    expected = load_file(commits[3] / "model.safetensors")
+    mapped = load_file(commits[3] / "model.safetensors")
+    expected = {name: weight.clone() for name, weight in mapped.items()}  # the file is cut now
 
     (commits[3] / "model.safetensors").write_bytes(b"")
     one_line(train(1, *settings), "step-00000004", "model.safetensors", "step-00000003",
