@@ -98,7 +98,9 @@ def main() -> None:
 def _gpu_config(shards: Path) -> Config:
     return Config(
         data=DataConfig(train=str(shards), global_batch_size=256, workers=os.cpu_count() or 2),
-        train=TrainConfig(epochs=None, precision="bf16", checkpoint_every=1 << 30),
+        train=TrainConfig(
+            epochs=None, precision="bf16", checkpoint_every=1 << 30, checkpoint_minutes=0
+        ),
         monitor=MonitorConfig(log_every=LOG_EVERY),
     )
 
@@ -111,7 +113,7 @@ def _cpu_config(shards: Path) -> Config:
             encoder=EncoderConfig(name="resnet18", hidden_dim=256),
             decoder=DecoderConfig(hidden_dim=256),
         ),
-        train=TrainConfig(epochs=None, checkpoint_every=1 << 30),
+        train=TrainConfig(epochs=None, checkpoint_every=1 << 30, checkpoint_minutes=0),
         monitor=MonitorConfig(log_every=LOG_EVERY),
     )
 

@@ -9,12 +9,14 @@
       files.json          sha256 of each of these, written last
     checkpoints/scores.json   step -> scores, of every evaluation so far
     checkpoints/best          link to the best-scoring commit
+    checkpoints/damaged-step-00002000/   a commit that was found damaged and passed over
 
-Written under a temporary name, synced, renamed; only then are older ones deleted. Nothing in it is
-unpickled into code.
+Written under a temporary name, synced, renamed; only then are older ones deleted, under a temporary
+name again. Nothing in it is unpickled into code.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -66,13 +68,15 @@ def commit(
     final = checkpoints / f"step-{state['step']:08d}"
     if final.exists():
         return final
-    temporary = checkpoints / f".{final.name}.{os.getpid()}.tmp"
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(final)
+    if not checkpoints.exists():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        fsync_folder(checkpoints.parent)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         save_file({name: t.contiguous() for name, t in model.items()}, temporary / MODEL)
-        torch.save(optimizer, temporary / OPTIMIZER)
+        _save_optimizer(optimizer, temporary / OPTIMIZER)
         (temporary / STATE).write_bytes(canonical_json(state))
         (temporary / CONFIG).write_text(config)
         shutil.copyfile(tokenizer, temporary / TOKENIZER)
@@ -124,16 +128,38 @@ def save_scores(checkpoints: Path, scores: Mapping[int, Mapping[str, float]]) ->
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep` commits and the best one, and what kills left behind."""
+    """Delete all but the newest `keep` commits and the best one, and what kills left behind.
+
+    Raises:
+        OSError: a commit cannot be taken away.
+    """
     best = (checkpoints / BEST).resolve()
     for path in list(commits(checkpoints))[:-keep]:
         if path.resolve() != best:
-            shutil.rmtree(path)
+            path.rename(_temporary(path))  # half deleted it must not be taken for a commit
     for leftover in checkpoints.glob(".*.tmp"):
-        if leftover.is_dir():
+        if leftover.is_dir() and not leftover.is_symlink():
+            # What stays, such as a file that is being read over NFS, goes another time.
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def set_aside(commit_path: Path) -> Path:
+    """Rename a damaged commit, so that the run's next commit of that step can take its place.
+
+    Returns:
+        Its new path, `damaged-NAME` beside it.
+    """
+    link = commit_path.parent / BEST
+    if link.is_symlink() and link.resolve() == commit_path.resolve():
+        link.unlink()
+    endings = itertools.chain([""], (f".{number}" for number in itertools.count(1)))
+    tried = (commit_path.with_name(f"damaged-{commit_path.name}{ending}") for ending in endings)
+    aside = next(path for path in tried if not path.exists())
+    commit_path.rename(aside)
+    fsync_folder(aside.parent)
+    return aside
 
 
 def commits(checkpoints: Path) -> Iterator[Path]:
@@ -151,34 +177,32 @@ def check_commit(path: Path) -> None:
     """Read every file of a commit against its digest.
 
     Raises:
-        ValueError: names the first file that is missing or not as it was written.
+        ValueError: there is no commit, or it is damaged; names the first file that is missing,
+            unreadable or not as it was written.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: no such checkpoint")
-    if not any((path / name).exists() for name in (FILES, MODEL, STATE)):
+    if not any(os.path.lexists(path / name) for name in (FILES, MODEL, STATE)):
         raise ValueError(f"{path}: not a checkpoint, such as RUN_DIR/checkpoints/best")
     try:
         digests = json.loads((path / FILES).read_bytes())
         expected = {MODEL, OPTIMIZER, STATE, CONFIG, TOKENIZER}
         if not isinstance(digests, dict) or set(digests) != expected:
             raise ValueError("lists other files than a checkpoint has")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"{FILES}: {error}") from None
     for name, digest in digests.items():
         try:
             with open(path / name, "rb") as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
         except OSError as error:
-            raise _damaged(path, str(error)) from None
+            raise _damaged(path, f"{name}: {error}") from None
         if not whole:
             raise _damaged(path, f"{name} is not as it was written")
 
 
 def _damaged(path: Path, why: str) -> ValueError:
-    path = path.resolve()  # what `best` links to
-    older = [other.name for other in commits(path.parent) if other.name < path.name]
-    way_on = f"; delete the folder to go on from {older[-1]}" if older else ""
-    return ValueError(f"{path}: damaged checkpoint ({why}){way_on}")
+    return ValueError(f"{path.resolve()}: damaged checkpoint ({why})")  # what `best` links to
 
 
 def load_model_state(path: Path) -> dict[str, torch.Tensor]:
@@ -200,3 +224,19 @@ def _sync_and_digest(path: Path) -> str:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    """Where a commit lies while it is written or deleted: not under a commit's name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _save_optimizer(state: dict[str, Any], path: Path) -> None:
+    """As `torch.save`, but a full disk is called that, and not an unexpected position."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

@@ -135,11 +135,14 @@ class TrainConfig:
         epochs: end after so many passes over the data; none leaves it to `steps`.
         precision: `bf16` and `fp16` are mixed precision on GPUs; a CPU keeps to float32.
         accumulation_steps: parts that each process cuts its share of a batch into, to save memory.
-        checkpoint_every: steps from commit to commit.
+        checkpoint_every: steps from commit to commit, at the most.
+        checkpoint_minutes: minutes from commit to commit, at the most: what a crash may cost, where
+            steps are slow. 0 leaves it to the steps.
         eval_every: steps from evaluation to evaluation; 0 evaluates at the end only.
         keep: commits kept, the newest; the best one is kept besides.
-        resume: `auto` goes on from the newest commit of the run folder, `never` refuses one that
-            has any.
+        resume: `auto` goes on from the newest commit of the run folder, and ends if that is
+            damaged; `previous` then goes on from the newest that is not, and renames the damaged
+            ones; `never` refuses a folder that has any.
 
     Whichever of `steps` and `epochs` is reached first ends the run.
     """
@@ -149,9 +152,10 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulation_steps: int = 1
     checkpoint_every: int = 1000
+    checkpoint_minutes: float = 15.0
     eval_every: int = 1000
     keep: int = 2
-    resume: Literal["auto", "never"] = "auto"
+    resume: Literal["auto", "previous", "never"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ def check_config(config: Config) -> None:
         ("train.epochs", bool(train.epochs or train.steps), "and train.steps cannot both be null"),
         ("train.accumulation_steps", train.accumulation_steps >= 1, "must be 1 or more"),
         ("train.checkpoint_every", train.checkpoint_every >= 1, "must be 1 or more"),
+        ("train.checkpoint_minutes", train.checkpoint_minutes >= 0, "must be 0 or more"),
         ("train.eval_every", train.eval_every >= 0, "must be 0 or more"),
         ("train.keep", train.keep >= 1, "must be 1 or more"),
         ("monitor.log_every", config.monitor.log_every >= 1, "must be 1 or more"),

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -19,6 +19,7 @@ from pipeline.data import ShardFolder
 from pipeline.loader import EVAL_SHARDS, ranks_of_this_machine
 from pipeline.model.captioner import Captioner
 from pipeline.order import ALGORITHM, streams_of_ranks
+from pipeline.run_lock import lock_run_dir
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Run:
     val_shards: ShardFolder | None
     captioner: Captioner
     commit: Path | None  # where it goes on from
+    damaged: Mapping[Path, str]  # newer commits that it passes over, and what is wrong with each
+    lock: TextIO | None  # the main process's, on the run folder, for as long as the run lives
     num_slots: int  # positions of the sample sequence that it consumes
     num_steps: int
 
@@ -68,8 +71,11 @@ def prepare(config: Config) -> Run:
         math.inf if steps is None else steps * batch_size,
     )
     num_steps = -(-int(num_slots) // batch_size)
-    commit = _commit_to_resume(config, train_shards, int(num_slots), num_steps)
     _make_run_dir(Path(config.run_dir))
+    lock = lock_run_dir(Path(config.run_dir)) if os.environ.get("RANK", "0") == "0" else None
+    commit, damaged = _commit_to_resume(config)
+    if commit:
+        _check_continues(commit, config, train_shards, int(num_slots), num_steps)
     torch.manual_seed(config.seed)
     captioner = Captioner(
         config.model, train_shards.tokenizer.get_vocab_size(), pretrained=commit is None
@@ -81,6 +87,8 @@ def prepare(config: Config) -> Run:
         val_shards=val_shards,
         captioner=captioner,
         commit=commit,
+        damaged=damaged,
+        lock=lock,
         num_slots=int(num_slots),
         num_steps=num_steps,
     )
@@ -121,21 +129,44 @@ def _try_encoder(captioner: Captioner, config: Config) -> None:
         ) from None
 
 
-def _commit_to_resume(
-    config: Config, shards: ShardFolder, num_slots: int, num_steps: int
-) -> Path | None:
-    """The newest commit of the run folder, checked to continue this very run."""
+def _commit_to_resume(config: Config) -> tuple[Path | None, dict[Path, str]]:
+    """The commit to go on from, and the damaged ones that are newer, each with its fault."""
     commits = list(checkpoint.commits(Path(config.run_dir) / "checkpoints"))
-    if not commits:
-        return None
-    newest = commits[-1]
-    checkpoint.load_scores(newest.parent, checkpoint.step_of(newest))
-    if config.train.resume == "never":
+    if commits and config.train.resume == "never":
         raise ValueError(
             f"run_dir: {config.run_dir} holds checkpoints already; name another folder, or "
             "say train.resume auto to go on from them"
         )
-    checkpoint.check_commit(newest)
+    damaged: dict[Path, str] = {}
+    for path in reversed(commits):
+        try:
+            checkpoint.check_commit(path)
+        except ValueError as error:
+            damaged[path] = str(error)
+            if len(commits) > 1 and config.train.resume == "auto":
+                raise ValueError(
+                    f"{error}; the one before it is {commits[-2].name}: `train.resume previous` "
+                    "goes on from there, or from the newest that is whole"
+                ) from None
+        else:
+            return path, damaged
+    if damaged:
+        raise ValueError(
+            f"{'; '.join(damaged.values())}; there is none before it to go on from: to train anew "
+            "name another run_dir"
+        )
+    return None, damaged
+
+
+def _check_continues(
+    newest: Path, config: Config, shards: ShardFolder, num_slots: int, num_steps: int
+) -> None:
+    """Whether the run as it is now configured is the one that made the commit.
+
+    Raises:
+        ValueError: names the setting that differs.
+    """
+    checkpoint.load_scores(newest.parent, checkpoint.step_of(newest))
     state, old = checkpoint.load_state(newest), load_config(newest / checkpoint.CONFIG)
     if state["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
         raise ValueError(f"data.train: {shards.place} has another tokenizer than {newest}")
@@ -155,7 +186,6 @@ def _commit_to_resume(
                 "train anew name another run_dir"
             )
     _check_position(newest, state, config.data.global_batch_size, num_slots, num_steps)
-    return newest
 
 
 def _check_position(

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pipeline import checkpoint
+from pipeline.commit_writer import CommitWriter
 from pipeline.config import dump_config
 from pipeline.data import EvalDataset, ImageId, TrainDataset, check_bad
 from pipeline.evaluate import evaluate
@@ -86,8 +87,19 @@ def _fit(
     monitor.say(_first_line(accelerator, run, progress))
     if accelerator.is_main_process:
         write_atomic(Path(config.run_dir) / "config.yaml", dump_config(config).encode())
+        _tidy_commits(run, monitor)
+    writer = CommitWriter(
+        run.checkpoints,
+        config.train.keep,
+        dump_config(config),
+        run.train_shards.folder / TOKENIZER,
+        60 * config.train.checkpoint_minutes,
+    )
     try:
-        progress = _train(accelerator, run, model, optimizer, progress, monitor, stop, watchdog)
+        with writer:
+            progress = _train(
+                accelerator, run, model, optimizer, progress, monitor, stop, writer, watchdog
+            )
     finally:
         monitor.close()
     if accelerator.is_main_process and not run.val_shards and progress.step >= run.num_steps:
@@ -103,6 +115,7 @@ def _train(
     progress: Progress,
     monitor: Monitor,
     stop: "_StopRequest",
+    writer: CommitWriter,
     watchdog: Watchdog,
 ) -> Progress:
     config = run.config
@@ -145,10 +158,14 @@ def _train(
         _report_bad(accelerator, run, progress, [text for b in micro_batches for text in b.bad])
         monitor.step(step, result, rate, progress.num_bad)
         last, evaluation_due = step == run.num_steps, _evaluation_is_due(run, step)
-        if last or result.stop or evaluation_due or _is_due(step, config.train.checkpoint_every):
+        writer.check()
+        commit_due = _is_due(step, config.train.checkpoint_every) or writer.overdue()
+        if last or result.stop or evaluation_due or commit_due:
             watchdog.beat(progress.step, Phase.COMMIT)
-            _commit(accelerator, run, model, optimizer, progress)
+            _commit(accelerator, run, model, optimizer, progress, writer)
             monitor.restart_clock()
+        if last or result.stop or evaluation_due:
+            writer.wait()  # before anything is said or done that takes the commit for granted
         if result.stop and not last:
             monitor.say(
                 f"asked to stop: step {step:,} is committed, and the same command goes on from "
@@ -298,12 +315,23 @@ def _evaluate(
 
 def _mark_best(run: Run, scores: Mapping[int, Mapping[str, float]]) -> None:
     """Point to the commit of the best score, the earliest of equal ones; unscored, to the last."""
-    found = list(checkpoint.commits(run.checkpoints))
-    if scores:
-        best = max(scores, key=lambda step: (scores[step][SELECTED_BY], -step))
-        found = [path for path in found if checkpoint.step_of(path) == best]
-    if found:
-        checkpoint.mark_best(found[-1])
+    found = {checkpoint.step_of(path): path for path in checkpoint.commits(run.checkpoints)}
+    scored = [step for step in found if step in scores]  # a better one may have been damaged
+    if scored:
+        best = max(scored, key=lambda step: (scores[step][SELECTED_BY], -step))
+        checkpoint.mark_best(found[best])
+    elif found and not scores:
+        checkpoint.mark_best(found[max(found)])
+
+
+def _tidy_commits(run: Run, monitor: Monitor) -> None:
+    """Put away what damage and kills left among the commits: on the main process, before training.
+
+    By now all ranks have chosen their commit.
+    """
+    for path, fault in run.damaged.items():
+        monitor.say(f"{fault}; passed over, and kept as {checkpoint.set_aside(path).name}")
+    checkpoint.prune(run.checkpoints, run.config.train.keep)
 
 
 def _commit(
@@ -312,6 +340,7 @@ def _commit(
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     progress: Progress,
+    writer: CommitWriter,
 ) -> None:
     """Write a checkpoint: the main process does, the others meet it again in the next step."""
     if not accelerator.is_main_process:
@@ -329,15 +358,7 @@ def _commit(
     optimizer_state = {"optimizer": optimizer.state_dict()}
     if accelerator.scaler is not None:
         optimizer_state["scaler"] = accelerator.scaler.state_dict()
-    checkpoint.commit(
-        run.checkpoints,
-        state,
-        accelerator.unwrap_model(model).state_dict(),
-        optimizer_state,
-        dump_config(run.config),
-        run.train_shards.folder / TOKENIZER,
-    )
-    checkpoint.prune(run.checkpoints, run.config.train.keep)
+    writer.start(state, accelerator.unwrap_model(model).state_dict(), optimizer_state)
 
 
 def _first_line(accelerator: Accelerator, run: Run, progress: Progress) -> str:

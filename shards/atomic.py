@@ -67,10 +67,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Make renames inside `folder` survive a power cut.
+
+    Raises:
+        OSError: names the folder.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # which does not say of what
+        raise type(error)(error.errno, error.strerror, str(folder)) from None
     finally:
         os.close(descriptor)
 

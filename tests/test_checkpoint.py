@@ -56,10 +56,26 @@ def test_old_commits_go_and_the_best_stays(tmp_path: Path, tokenizer: Path) -> N
         if step == 2:
             checkpoint.mark_best(path)
     (folder / ".step-00000005.77.tmp").mkdir()
+    (folder / ".best.77.tmp").symlink_to("step-00000002")
     checkpoint.prune(folder, keep=1)
     assert [p.name for p in checkpoint.commits(folder)] == ["step-00000002", "step-00000030"]
     assert (folder / "best").resolve().name == "step-00000002"
     assert not list(folder.glob(".*"))
+
+
+def test_a_commit_set_aside_makes_room_and_is_not_the_best(tmp_path: Path, tokenizer: Path) -> None:
+    folder = tmp_path / "c"
+    write(folder, tokenizer, 1)
+    for expected in ("damaged-step-00000002", "damaged-step-00000002.1"):
+        path = write(folder, tokenizer, 2)
+        checkpoint.mark_best(path)
+        aside = checkpoint.set_aside(path)
+        assert aside.name == expected
+        assert (aside / "model.safetensors").exists()
+        assert [p.name for p in checkpoint.commits(folder)] == ["step-00000001"]
+        assert not (folder / "best").is_symlink()
+    checkpoint.prune(folder, keep=1)
+    assert aside.exists()
 
 
 def test_a_failed_commit_leaves_nothing(

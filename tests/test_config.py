@@ -52,6 +52,8 @@ def test_each_recipe_parses(recipe: Path) -> None:
         ("--train.steps 0", "train.steps"),
         ("--train.epochs null", "train.epochs"),
         ("--train.accumulation_steps 0", "train.accumulation_steps"),
+        ("--train.checkpoint_minutes -1", "train.checkpoint_minutes"),
+        ("--train.resume latest", "train.resume"),
         ("--model.encoder.freeze true", "model.encoder.freeze"),
         ("--model.encoder.dropout 1.0", "model.encoder.dropout"),
     ],

@@ -13,6 +13,7 @@ from conftest import ONE_THREAD, ROOT, Scenes, train, train_command
 
 from pipeline import checkpoint
 from pipeline.exits import STOPPED
+from pipeline.run_lock import lock_run_dir
 from shards.format import read_manifest
 
 
@@ -57,10 +58,46 @@ def test_nothing_is_left_of_a_killed_run(scenes: Scenes, tmp_path: Path) -> None
     )  # fmt: skip
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3  # two loaders and the server that they were forked from
+    for child in children:
+        child.suspend()  # still there, and with them whatever they might have inherited
+    with pytest.raises(ValueError, match=f"in use by another run .process {process.pid} on"):
+        lock_run_dir(tmp_path / "run")
     process.kill()
     process.wait()
+    lock_run_dir(tmp_path / "run").close()
+    for child in children:
+        child.resume()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+
+
+def test_a_commit_that_does_not_fit_ends_the_run(scenes: Scenes, tmp_path: Path) -> None:
+    """Files of 64 KiB at the most, where the weights need more than a MiB."""
+    run = tmp_path / "run"
+    command = train_command(
+        1, "--data.train", scenes.train, "--run_dir", run, "--data.workers", 1,
+        "--train.epochs", 500, "--train.checkpoint_every", 3,
+    )  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 64; exec "$@"', "limited", *command],
+        cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode not in (0, 2, STOPPED)
+    assert f"{run / 'checkpoints'}: a commit could not be written" in done.stderr
+    assert "File too large" in done.stderr
+    assert not list((run / "checkpoints").iterdir())
+
+
+def test_a_second_run_in_the_same_folder_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
+    settings = ("--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.epochs", 500)
+    process = start(tmp_path / "log", *settings)
+    second = train(1, *settings)
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert "run_dir" in line
+    assert f"process {process.pid} on" in line
+    process.terminate()
+    assert process.wait(timeout=60) == STOPPED  # undisturbed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Who may import whom inside the project; see docs/design.md.
 LAYERS = [
-    {"config", "order", "images", "exits"},
+    {"config", "order", "images", "exits", "run_lock"},
     {"loader_server"},
     {
         "cache",
@@ -23,7 +23,7 @@ LAYERS = [
         "sheet",
         "checkpoint",
     },
-    {"buffers", "loader", "generate", "processes", "watchdog"},
+    {"buffers", "loader", "generate", "processes", "watchdog", "commit_writer"},
     {"step", "evaluate", "caption"},
     {"monitor", "prepare"},
     {"train"},

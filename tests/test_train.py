@@ -175,6 +175,46 @@ def test_a_run_evaluates_keeps_the_best_and_captions_pictures(
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
+def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = (
+        "--data.train", scenes.train, "--run_dir", run, "--train.steps", 4, "--train.keep", 9,
+        "--train.checkpoint_minutes", 1e-6,
+    )  # fmt: skip
+    done = train(2, *settings)
+    assert done.returncode == 0, done.stderr
+    commits = list(checkpoint.commits(run / "checkpoints"))
+    assert [checkpoint.step_of(path) for path in commits] == [1, 2, 3, 4]  # by the clock
+    mapped = load_file(commits[3] / "model.safetensors")
+    expected = {name: weight.clone() for name, weight in mapped.items()}  # the file is cut now
+
+    (commits[3] / "model.safetensors").write_bytes(b"")
+    one_line(train(1, *settings), "step-00000004", "model.safetensors", "step-00000003",
+             "train.resume previous")  # fmt: skip
+    (commits[2] / "files.json").unlink()
+    done = train(2, *settings, "--train.resume", "previous")
+    assert done.returncode == 0, done.stderr
+    assert "from step 2" in done.stdout
+    for name, fault in (("step-00000004", "model.safetensors"), ("step-00000003", "files.json")):
+        (line,) = [line for line in done.stdout.splitlines() if f"damaged-{name}" in line]
+        assert fault in line
+        assert (run / "checkpoints" / f"damaged-{name}").is_dir()
+    commits = list(checkpoint.commits(run / "checkpoints"))
+    assert [checkpoint.step_of(path) for path in commits] == [1, 2, 3, 4]
+    assert (run / "checkpoints" / "best").resolve() == commits[3]
+    for path in commits:
+        checkpoint.check_commit(path)
+    weights = load_file(commits[3] / "model.safetensors")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    done = train(1, *settings, "--train.resume", "previous")  # nothing damaged: as auto
+    assert done.returncode == 0, done.stderr
+    assert "all done already" in done.stdout
+
+    for path in commits:
+        (path / "state.json").unlink()
+    one_line(train(1, *settings, "--train.resume", "previous"), "step-00000001", "run_dir")
+
+
 # -------------------------------------------------------------------------- what a user gets wrong
 
 

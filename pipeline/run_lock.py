@@ -1,0 +1,53 @@
+"""One run at a time in a run folder: two would delete each other's commits."""
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TextIO
+
+LOCK = ".lock"
+
+# What file systems answer that have no locks, such as Lustre mounted without them.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def lock_run_dir(run_dir: Path) -> TextIO:
+    """Lock a run folder against other runs, on this machine and on those that share the folder.
+
+    The lock is the kernel's, on the open file: it ends when the file is closed or its process is no
+    more, whatever ended it. Programs that the process starts do not inherit the file.
+
+    Returns:
+        The open file; keep it for as long as the run goes on.
+    Raises:
+        ValueError: another run has the folder.
+        OSError: the file cannot be opened.
+    """
+    path = run_dir / LOCK
+    file = open(path, "a+")  # noqa: SIM115  # the caller keeps it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            print(
+                f"run_dir: {run_dir}: its file system has no locks ({error.strerror}), so a second "
+                "run in it would not be noticed",
+                file=sys.stderr,
+            )
+            return file
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise ValueError(
+                f"run_dir: {run_dir}: in use by another run ({holder}); end that one first, or "
+                "name another folder"
+            ) from None
+        raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
