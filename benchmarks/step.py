@@ -132,7 +132,7 @@ def _trainer(config: Config, run_dir: Path) -> Result:
 
 def _bare_model(config: Config) -> Callable[[], float]:
     """Prepare the bare model. Returns a function that trains it and gives images/s."""
-    with tempfile.TemporaryDirectory() as run_dir:
+    with tempfile.TemporaryDirectory() as run_dir:  # nothing is written: this is no run
         run = prepare(replace(config, run_dir=run_dir))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = run.captioner.train().to(device, memory_format=torch.channels_last)

@@ -72,14 +72,14 @@ def test_nothing_is_left_of_a_killed_run(scenes: Scenes, tmp_path: Path) -> None
 
 
 def test_a_commit_that_does_not_fit_ends_the_run(scenes: Scenes, tmp_path: Path) -> None:
-    """Files of 64 KiB at the most, where the weights need more than a MiB."""
+    """Files of 1 MiB at the most, where the weights need more."""
     run = tmp_path / "run"
     command = train_command(
         1, "--data.train", scenes.train, "--run_dir", run, "--data.workers", 1,
         "--train.epochs", 500, "--train.checkpoint_every", 3,
     )  # fmt: skip
     done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 64; exec "$@"', "limited", *command],
+        ["bash", "-c", 'ulimit -f 1024; exec "$@"', "limited", *command],
         cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode not in (0, 2, STOPPED)
