@@ -17,8 +17,9 @@ setup: .venv/ready
 demo: setup
 	bash launch/demo.sh
 
+# Two tests at a time: most of a test is the start of its processes.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

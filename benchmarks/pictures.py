@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.config import DataConfig
 from pipeline.data import Batch, ShardFolder, TrainDataset
 from pipeline.loader import train_loader
-from pipeline.order import MicroBatchSampler, Order
+from pipeline.order import Order
+from pipeline.shares import MicroBatchSampler
 
 ROOT = Path(__file__).resolve().parents[1]
 COCO_MINI = ROOT.parent / "shared" / "data" / "coco-mini"

@@ -16,7 +16,8 @@ from pipeline.ahead import read_ahead
 from pipeline.buffers import BatchInBuffer, SharedBuffers
 from pipeline.data import Batch, EvalBatch, EvalDataset, ShardFolder, TrainDataset
 from pipeline.exits import STOP_SIGNALS
-from pipeline.order import MicroBatchSampler, shards_needed, streams_of_ranks
+from pipeline.order import shards_needed
+from pipeline.shares import MicroBatchSampler, streams_of_ranks
 
 T = TypeVar("T")
 

@@ -18,8 +18,9 @@ from pipeline.config import Config, DataConfig, load_config
 from pipeline.data import ShardFolder
 from pipeline.loader import EVAL_SHARDS, ranks_of_this_machine
 from pipeline.model.captioner import Captioner
-from pipeline.order import ALGORITHM, streams_of_ranks
+from pipeline.order import ALGORITHM
 from pipeline.run_lock import lock_run_dir
+from pipeline.shares import streams_of_ranks
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import gather_object
 from torch import nn
 
 from pipeline import checkpoint
@@ -25,9 +23,11 @@ from pipeline.loader import start_worker_server, train_loader
 from pipeline.metrics import caption_scores
 from pipeline.monitor import Monitor, log_samples, open_sample_log
 from pipeline.optim import learning_rate, make_optimizer
-from pipeline.order import ALGORITHM, MicroBatchSampler, Order, keyed_bytes
+from pipeline.order import Order, keyed_bytes
 from pipeline.prepare import Run
 from pipeline.processes import join_processes
+from pipeline.progress import Progress, commit, load_and_wrap
+from pipeline.shares import MicroBatchSampler
 from pipeline.step import NonFiniteError, train_step
 from pipeline.watchdog import FETCH_LIMIT_S, Phase, Watchdog
 from shards.atomic import write_atomic
@@ -35,15 +35,6 @@ from shards.format import TOKENIZER
 
 SELECTED_BY = "CIDEr"  # the score that names the best checkpoint
 MAX_SKIPPED = 25  # fp16 steps in a row: the scale begins at 2**16 and halves with each
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: what state.json keeps of it."""
-
-    step: int = 0  # global batches consumed
-    updates: int = 0  # optimiser steps taken: fewer, where fp16 skipped some
-    num_bad: int = 0  # damaged samples left out so far
 
 
 def fit(run: Run) -> int:
@@ -75,7 +66,7 @@ def _fit(
     watchdog: Watchdog,
 ) -> Progress:
     config = run.config
-    model, optimizer, progress = _load_and_wrap(accelerator, run, optimizer)
+    model, optimizer, progress = load_and_wrap(accelerator, run, optimizer)
     monitor = Monitor(
         Path(config.run_dir),
         accelerator.is_main_process,
@@ -162,7 +153,7 @@ def _train(
         commit_due = _is_due(step, config.train.checkpoint_every) or writer.overdue()
         if last or result.stop or evaluation_due or commit_due:
             watchdog.beat(progress.step, Phase.COMMIT)
-            _commit(accelerator, run, model, optimizer, progress, writer)
+            commit(accelerator, run, model, optimizer, progress, writer)
             monitor.restart_clock()
         if last or result.stop or evaluation_due:
             writer.wait()  # before anything is said or done that takes the commit for granted
@@ -211,41 +202,6 @@ def _report_bad(accelerator: Accelerator, run: Run, progress: Progress, texts: l
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
-
-
-def _load_and_wrap(
-    accelerator: Accelerator, run: Run, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, AcceleratedOptimizer, Progress]:
-    """Put model and optimiser on the device, in the state of the commit, wrapped for DDP."""
-    progress = Progress()
-    if run.commit:
-        run.captioner.load_state_dict(checkpoint.load_model_state(run.commit))
-        state = checkpoint.load_state(run.commit)
-        progress = Progress(state["step"], state["updates"], state.get("num_bad", 0))
-    _check_ranks_agree(accelerator, run, progress.step)
-    run.captioner.train().to(memory_format=torch.channels_last)  # how the pictures come
-    model, wrapped = accelerator.prepare(run.captioner, optimizer)
-    if run.commit:
-        saved = checkpoint.load_optimizer_state(run.commit)
-        decays = [group["weight_decay"] for group in wrapped.param_groups]
-        wrapped.load_state_dict(saved["optimizer"])
-        for group, decay in zip(wrapped.param_groups, decays, strict=True):
-            group["weight_decay"] = decay  # a setting, not state: the configuration's counts
-        if accelerator.scaler is not None and "scaler" in saved:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-    return model, wrapped, progress
-
-
-def _check_ranks_agree(accelerator: Accelerator, run: Run, step: int) -> None:
-    if accelerator.num_processes == 1:
-        return
-    seen = gather_object([(step, run.train_shards.manifest.digest)])
-    if len(set(seen)) > 1:
-        raise RuntimeError(
-            "the processes do not see the same run: (step, data digest) by rank is "
-            f"{seen}; {run.config.run_dir} and {run.train_shards.place} must be the same "
-            "everywhere, on shared storage"
-        )
 
 
 def _make_loader(accelerator: Accelerator, run: Run, first_step: int) -> Any:
@@ -332,33 +288,6 @@ def _tidy_commits(run: Run, monitor: Monitor) -> None:
     for path, fault in run.damaged.items():
         monitor.say(f"{fault}; passed over, and kept as {checkpoint.set_aside(path).name}")
     checkpoint.prune(run.checkpoints, run.config.train.keep)
-
-
-def _commit(
-    accelerator: Accelerator,
-    run: Run,
-    model: nn.Module,
-    optimizer: AcceleratedOptimizer,
-    progress: Progress,
-    writer: CommitWriter,
-) -> None:
-    """Write a checkpoint: the main process does, the others meet it again in the next step."""
-    if not accelerator.is_main_process:
-        return
-    manifest = run.train_shards.manifest
-    state = {
-        **asdict(progress),
-        "digest": manifest.digest,
-        "tokenizer_sha256": manifest.tokenizer_sha256,
-        "algorithm": ALGORITHM,
-        "seed": run.config.seed,
-        "global_batch_size": run.config.data.global_batch_size,
-        "samples_consumed": min(progress.step * run.config.data.global_batch_size, run.num_slots),
-    }
-    optimizer_state = {"optimizer": optimizer.state_dict()}
-    if accelerator.scaler is not None:
-        optimizer_state["scaler"] = accelerator.scaler.state_dict()
-    writer.start(state, accelerator.unwrap_model(model).state_dict(), optimizer_state)
 
 
 def _first_line(accelerator: Accelerator, run: Run, progress: Progress) -> str:

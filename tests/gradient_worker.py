@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from pipeline.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig
 from pipeline.data import ShardFolder, TrainDataset
 from pipeline.model.captioner import Captioner
-from pipeline.order import MicroBatchSampler, Order
+from pipeline.order import Order
 from pipeline.processes import join_processes
+from pipeline.shares import MicroBatchSampler
 from pipeline.step import train_step
 
 shards, out, steps = ShardFolder(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])

@@ -25,8 +25,9 @@ from pipeline.cache import ShardCache, local_folders
 from pipeline.config import DataConfig, parse_config
 from pipeline.data import ShardFolder, TrainDataset
 from pipeline.loader import train_loader
-from pipeline.order import MicroBatchSampler, Order, shards_needed
+from pipeline.order import Order, shards_needed
 from pipeline.prepare import prepare
+from pipeline.shares import MicroBatchSampler
 from shards.format import read_manifest
 
 pytest.importorskip("upath", reason="universal_pathlib is not installed (the extra `remote`)")

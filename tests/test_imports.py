@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Who may import whom inside the project; see docs/design.md.
 LAYERS = [
-    {"config", "order", "images", "exits", "run_lock"},
+    {"config", "order", "images", "exits", "run_lock", "shares"},
     {"loader_server"},
     {
         "cache",
@@ -25,12 +25,12 @@ LAYERS = [
     },
     {"buffers", "loader", "generate", "processes", "watchdog", "commit_writer"},
     {"step", "evaluate", "caption"},
-    {"monitor", "prepare"},
+    {"monitor", "prepare", "progress"},
     {"train"},
 ]
 FROM_SHARDS = {"format", "tokenizer", "atomic", "images", "index_tars"}
 KNOW_STORAGE = {"cache", "order"}
-KNOW_ACCELERATE = {"processes", "train", "step", "evaluate"}
+KNOW_ACCELERATE = {"progress", "processes", "train", "step", "evaluate"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -14,15 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.order import (
     EMPTY_SLOT,
-    MicroBatchSampler,
     Order,
     epoch_samples,
     global_batch,
     keyed_permutation,
-    micro_batches,
-    rank_of_slots,
     shards_needed,
 )
+from pipeline.shares import MicroBatchSampler, micro_batches, rank_of_slots
 from shards.format import image_id_of, read_index
 
 shard_sizes = st.lists(st.integers(0, 60), min_size=1, max_size=20).map(tuple)
