@@ -53,6 +53,7 @@ def fit(run: Run) -> int:
     optimizer = make_optimizer(run.captioner, config.optim)
     with Watchdog(accelerator.process_index, accelerator.num_processes) as watchdog:
         progress = _fit(accelerator, run, optimizer, stop, watchdog)
+        watchdog.beat(progress.step, Phase.WAIT)
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0 if progress.step >= run.num_steps else stopped_code()
@@ -152,7 +153,7 @@ def _train(
         writer.check()
         commit_due = _is_due(step, config.train.checkpoint_every) or writer.overdue()
         if last or result.stop or evaluation_due or commit_due:
-            watchdog.beat(progress.step, Phase.COMMIT)
+            watchdog.beat(step - 1, Phase.COMMIT)
             commit(accelerator, run, model, optimizer, progress, writer)
             monitor.restart_clock()
         if last or result.stop or evaluation_due:
@@ -254,15 +255,16 @@ def _evaluate(
         config.model.max_tokens,
         max(config.data.global_batch_size // accelerator.num_processes, 1),
         config.data.workers,
-        partial(watchdog.beat, step),
+        partial(watchdog.beat, step - 1),
         config.monitor.num_pictures,
         config.data.max_bad,
     )
     for text in evaluation.bad:
         monitor.say(f"step {step:,}: not scored: {text}")
     if not accelerator.is_main_process:
+        watchdog.beat(step - 1, Phase.WAIT)
         return
-    watchdog.beat(step, Phase.SCORE)
+    watchdog.beat(step - 1, Phase.SCORE)
     scores[step] = caption_scores(evaluation.captions, evaluation.references)
     monitor.evaluation(step, scores[step], evaluation.pictures)
     checkpoint.save_scores(run.checkpoints, scores)

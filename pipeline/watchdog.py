@@ -31,6 +31,7 @@ SLOWER_THAN_BEFORE = 5.0  # and so many times the slowest one before
 FIRST_LIMIT_S = 600.0  # libraries tune themselves in the first steps, which tell nothing yet
 NUM_FIRST = 4  # beats: two steps
 FETCH_LIMIT_S = 900.0  # of waiting for data from afar: downloads have limits and attempts of theirs
+SURE_S = 3 * HEARTBEAT_S  # what is known of the others is a heartbeat old: look again before ending
 FAULT = 1  # exit code
 
 
@@ -43,7 +44,8 @@ class Phase(IntEnum):
     EVALUATE = 3
     GATHER = 4
     SCORE = 5
-    DONE = 6
+    WAIT = 6
+    DONE = 7
 
 
 DOING = {
@@ -53,12 +55,13 @@ DOING = {
     Phase.EVALUATE: "captioning the validation set",
     Phase.GATHER: "gathering captions",
     Phase.SCORE: "scoring captions",
+    Phase.WAIT: "waiting for the other processes",
 }
 
 # How long one round may take of what is not measured against the rounds before, in seconds.
 LIMITS_S = {
     Phase.COMMIT: 900.0, Phase.EVALUATE: 120.0, Phase.GATHER: 120.0, Phase.SCORE: 1800.0,
-    Phase.DONE: float("inf"),
+    Phase.WAIT: float("inf"), Phase.DONE: float("inf"),
 }  # fmt: skip
 
 
@@ -78,7 +81,8 @@ class State:
 def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int, str] | None:
     """The rank that holds up a run, and why it is thought to; None where all is well.
 
-    A rank that waits for others is ahead of them, so only those furthest behind can be at fault.
+    A rank that waits for others is ahead of them, or came to where they are before them: only the
+    last to come to where the furthest behind are can be at fault.
 
     Args:
         states: the latest of each rank.
@@ -91,12 +95,16 @@ def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int,
                 f"has not been heard of for {silent_s[rank]:.0f} s: killed, stopped, or its "
                 "machine cut off"
             )
-    behind = min(((state.step, state.phase) for _, state in at_work), default=None)
-    for rank, state in at_work:
-        age_s = state.age_s + silent_s[rank]
-        if (state.step, state.phase) == behind and age_s > state.limit_s:
-            doing = DOING[state.phase]
-            return rank, f"has been {doing} in step {state.step} for {age_s:.0f} s: it hangs"
+    if not at_work:
+        return None
+    step, phase = min((state.step, state.phase) for _, state in at_work)
+    age_s, rank = min(
+        (state.age_s + silent_s[rank], rank)
+        for rank, state in at_work
+        if (state.step, state.phase) == (step, phase)
+    )
+    if age_s > states[rank].limit_s:
+        return rank, f"has been {DOING[phase]} in step {step} for {age_s:.0f} s: it hangs"
     return None
 
 
@@ -115,6 +123,8 @@ class Watchdog:
         self._longest_s = 0.0
         self._launcher = os.getppid()
         self._closed = threading.Event()
+        self._suspect: tuple[int, int, Phase] | None = None  # rank, step and phase
+        self._suspected = 0.0  # since when
         self._verdict = ""  # another process's reason to end
         self._store_error = ""
         now = time.monotonic()
@@ -132,6 +142,7 @@ class Watchdog:
         """The main thread goes on to something else, or to its next part.
 
         Args:
+            step: the round of the training loop, from 0: its commit and evaluation belong to it.
             limit_s: how long it may take; what is usual by default.
         """
         now = time.monotonic()
@@ -188,11 +199,10 @@ class Watchdog:
         assert store is not None
         if not self._closed.is_set():  # never after the last message
             store.set(f"{self._prefix}/{self.rank}", self._message(number))
-        for rank in range(self.world_size):
-            key = f"{self._prefix}/{rank}"
-            if not store.check([key]):
-                continue  # it has yet to begin
-            values = json.loads(store.get(key))
+        keys = [f"{self._prefix}/{rank}" for rank in range(self.world_size)]
+        found = store.multi_get(keys) if store.check(keys) else []  # until all have begun
+        for rank, message in enumerate(found):
+            values = json.loads(message)
             state = State(**{**values, "phase": Phase(values["phase"])})
             if state != self._states[rank]:
                 self._states[rank], self._heard[rank] = state, time.monotonic()
@@ -240,7 +250,8 @@ class Watchdog:
                 # Whoever meets the same error at this moment is to say so itself.
                 if not self._closed.wait(2.0):
                     self._end(f"ending, because {self._verdict}")
-            elif fault:
+            elif self._is_sure(fault, now):
+                assert fault is not None
                 self._end_for(*fault)
             elif self._store and os.getppid() != self._launcher:
                 self._end("the launcher is gone; ending")
@@ -250,6 +261,17 @@ class Watchdog:
                     f"{now - self._exchanged:.0f} s: that machine is gone or cut off "
                     f"{self._store_error}"
                 )
+
+    def _is_sure(self, fault: tuple[int, str] | None, now: float) -> bool:
+        """Whether the same process has been at fault for a while, and has not gone on since."""
+        if fault is None:
+            self._suspect = None
+            return False
+        state = self._states[fault[0]]
+        suspect = (fault[0], state.step, state.phase)
+        if suspect != self._suspect:
+            self._suspect, self._suspected = suspect, now
+        return now - self._suspected > SURE_S
 
     def _end_for(self, culprit: int, why: str) -> None:
         state = self._states[culprit]

@@ -103,6 +103,16 @@ def spoil_loading(fault: str) -> None:
     pipeline.data.ShardFolder.read = read  # type: ignore[method-assign]
 
 
+def slow_down(name: str, seconds: float) -> None:
+    whole = getattr(pipeline.train, name)
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return whole(*arguments)
+
+    setattr(pipeline.train, name, slow)
+
+
 # Faults in a part of the program, put in before it starts.
 IN_A_PART: dict[str, Callable[[], Any]] = {
     "hangs while loading": lambda: spoil_loading("hangs while loading"),
@@ -116,6 +126,7 @@ IN_A_PART: dict[str, Callable[[], Any]] = {
     "scoring fails": lambda: setattr(
         pipeline.train, "caption_scores", fail_with(ValueError("no scores"))
     ),
+    "scoring takes long": lambda: slow_down("caption_scores", 45.0),
     "logging fails": lambda: setattr(pipeline.train.Monitor, "_log", no_space),
 }
 

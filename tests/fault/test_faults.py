@@ -80,6 +80,22 @@ def test_a_fault_ends_all_processes_and_is_named(
         kill_all(process)
 
 
+@pytest.mark.slow
+def test_who_waits_for_long_work_of_another_is_left_alone(scenes: Scenes, tmp_path: Path) -> None:
+    """Rank 0 scores for 45 s, twice, once in mid-run and once at its end; rank 1 waits."""
+    command = train_command(
+        2, "--data.train", scenes.train, "--data.val", scenes.val, "--run_dir", tmp_path / "run",
+        "--train.steps", 20, "--train.epochs", "null", "--train.eval_every", 10,
+    )  # fmt: skip
+    command[command.index("train.py")] = "tests/fault/faulty_train.py"
+    done = subprocess.run(
+        command, cwd=ROOT, text=True, capture_output=True, timeout=250, check=False,
+        env={**ONE_THREAD, "FAULT": "scoring takes long", "FAULT_RANK": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 20: BLEU-1" in done.stdout
+
+
 def wait_for_step(log: Path, step: int, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) > step):
@@ -118,6 +134,10 @@ def test_who_is_behind_is_at_fault_not_who_waits() -> None:
     at_work = state(7, Phase.SCORE, 99, limit_s=1000)
     assert find_fault([waits, at_work], [0, 0]) is None
     assert find_fault([waits, state(8, Phase.DATA, 3)], [0, 0]) is None
+    assert find_fault([waits, state(8, Phase.STEP, 3)], [0, 0]) is None  # it has only just come
+    fault = find_fault([waits, state(8, Phase.STEP, 31)], [0, 0])
+    assert fault is not None
+    assert fault[0] == 1
 
 
 def test_the_silent_are_lost_unless_they_are_done() -> None:
