@@ -6,6 +6,7 @@ B images, K captions an image, L tokens, S the side of a picture in pixels
 import json
 import os
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from shards.index_tars import foreign_meta, is_foreign
 from shards.tokenizer import BOS, EOS, PAD, encode_all, load_tokenizer, tokenizer_sha256
 
 MAX_OPEN_SHARDS = 64  # file descriptors a loader process holds
+MAX_GAP = 1 << 16  # bytes between a sample's two files that are read rather than skipped
 
 ImageId = int | str
 
@@ -110,7 +112,8 @@ class ShardFolder:
         return len(self.index)
 
     def read(self, sample: int) -> tuple[str, bytes, dict[str, Any]]:
-        """One sample: its key, its JPEG bytes, its JSON. One read, both crc32 checked.
+        """One sample: its key, its JPEG bytes, its JSON. Both crc32 checked, in one read
+        unless other people's files lie between the two.
 
         Raises:
             DamagedSampleError: the bytes are not those that were packed.
@@ -123,9 +126,14 @@ class ShardFolder:
         meta_start = int(index.meta_offset[sample])
         meta_end = meta_start + int(index.meta_size[sample])
         start = min(image_start, meta_start)  # other people's captions may come first
-        data = self._pread(shard, max(image_end, meta_end) - start, start)
-        image = data[image_start - start : image_end - start]
-        meta = data[meta_start - start : meta_end - start]
+        size = max(image_end, meta_end) - start
+        if size - (image_end - image_start) - (meta_end - meta_start) > MAX_GAP:
+            image = self._pread(shard, image_end - image_start, image_start)
+            meta = self._pread(shard, meta_end - meta_start, meta_start)
+        else:
+            data = self._pread(shard, size, start)
+            image = data[image_start - start : image_end - start]
+            meta = data[meta_start - start : meta_end - start]
         for part, crc32 in ((image, index.image_crc32[sample]), (meta, index.meta_crc32[sample])):
             if zlib.crc32(part) != crc32:
                 raise self.damaged(sample, "crc32 differs")
@@ -135,9 +143,7 @@ class ShardFolder:
         """A sample's JSON; of a tar made by others its captions, with tokens made now."""
         if not self.foreign:
             return dict(json.loads(data))
-        meta = foreign_meta(data)
-        tokens = encode_all(self.tokenizer, meta["captions"])
-        return {**meta, "tokens": [ids for ids in tokens if ids]}  # empty captions teach nothing
+        return foreign_meta(data, partial(encode_all, self.tokenizer))
 
     def damaged(self, sample: int, why: str) -> DamagedSampleError:
         """The error that names a sample's tar, key and fault."""

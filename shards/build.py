@@ -85,8 +85,7 @@ def build_shard(
                 captions, tokens, bad_captions = tokenise(record, encode)
                 quarantine += bad_captions
                 try:
-                    if not captions:
-                        raise BadImageError("no caption", "nothing to train on")
+                    check_record(record, captions)
                     if suspicion and suspicion.position == position:
                         raise BadImageError("too costly", suspicion.reason)
                     packed = _pack(job.images_dir, record, read(), policy, suspicion is not None)
@@ -145,6 +144,20 @@ def tokenise(
         else:
             bad.append(quarantined(record, "empty caption", repr(caption), position))
     return [caption for caption, _ in good], [tokens for _, tokens in good], bad
+
+
+def check_record(record: Record, captions: list[str]) -> None:
+    """Refuse a record of which it is known, before its picture is read, that it cannot be used.
+
+    Args:
+        captions: those of its captions that `tokenise` left.
+    Raises:
+        BadImageError: says why.
+    """
+    if record.fault:
+        raise BadImageError(*record.fault)
+    if not captions:
+        raise BadImageError("no caption", "nothing to train on")
 
 
 def _pack(

@@ -12,9 +12,9 @@ from shards.atomic import remove_abandoned, write_atomic
 from shards.build import ShardJob
 from shards.executors import local_packers, run_local, run_ray, share_of
 from shards.finalize import close_data_set, finalize
-from shards.format import Manifest, Sidecar, read_manifest
+from shards.format import MANIFEST, Manifest, Sidecar, read_manifest
 from shards.images import ImagePolicy
-from shards.index_tars import index_tars
+from shards.index_tars import index_tars, is_foreign
 from shards.jobs import check_unknown_words, open_jobs, plan_jobs
 from shards.packer import Packer
 from shards.report import make_report, report_lines, write_report
@@ -125,6 +125,9 @@ def finish(arguments: Namespace) -> int:
 def index(arguments: Namespace) -> int:
     """Index tars made by others."""
     folder: Path = arguments.dir
+    manifest = folder / MANIFEST
+    if persistently(manifest, manifest.exists) and not is_foreign(read_manifest(folder)):
+        raise ValueError(f"{manifest}: of a build, which has its index; `finalize` makes it anew")
     with tqdm(desc="indexing", unit=" images") as bar:
 
         def shown() -> Iterator[Sidecar]:

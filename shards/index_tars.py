@@ -10,18 +10,17 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from shards.build import quarantined, tokenise
+from shards.build import check_record, quarantined, tokenise
 from shards.format import FOREIGN, Extent, Manifest, Member, Sidecar
 from shards.guard import bounded_in_own_process
 from shards.images import BadImageError, ImagePolicy, pack_image
 from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.caption_member import read_captions
-from shards.sources.record import Record, TarSpan, source_sha256
-from shards.sources.tars import read_tars
+from shards.sources.record import Record, TarSpan, is_utf8, source_sha256
+from shards.sources.tars import list_tars, read_tars
 from shards.storage import local_copy, size_of
 from shards.tokenizer import UNK, load_tokenizer, tokenizer_sha256
 
@@ -48,23 +47,25 @@ def index_tars(folder: Path, tokenizer: Path) -> Iterator[Sidecar]:
         "source_sha256": source_sha256(records),
     }
     encode = fast_encoder(load_tokenizer(tokenizer))
-    tars = [(name, list(group)) for name, group in groupby(records, key=_tar_of)]
-    for number, (name, group) in enumerate(tars):
+    tars: dict[str, list[Record]] = {path.name: [] for path in list_tars(folder)}
+    for record in records:
+        assert record.span is not None
+        tars[record.span.tar].append(record)
+    for number, (name, group) in enumerate(tars.items()):
         yield _index_tar(folder / name, group, encode, build, number, len(tars))
 
 
-def foreign_meta(data: bytes) -> dict[str, Any]:
-    """A foreign sample's captions as the JSON of a sample of ours would hold them, without tokens.
+def foreign_meta(data: bytes, encode: Encoder) -> dict[str, Any]:
+    """A foreign sample's captions and their ids, as the JSON of a sample of ours would hold them.
+
+    Captions that `index_tars` named in quarantine are left out, as they would be from our own.
 
     Raises:
         ValueError: there are none to be read.
     """
-    return {"captions": list(read_captions(data))}
-
-
-def _tar_of(record: Record) -> str:
-    assert record.span is not None
-    return record.span.tar
+    captions = [caption for caption in read_captions(data) if is_utf8(caption)]
+    good = [pair for pair in zip(captions, encode(captions), strict=True) if pair[1]]
+    return {"captions": [caption for caption, _ in good], "tokens": [ids for _, ids in good]}
 
 
 def _index_tar(
@@ -85,8 +86,7 @@ def _index_tar(
             captions, tokens, bad_captions = tokenise(record, encode)
             quarantine += bad_captions
             try:
-                if not captions:
-                    raise BadImageError("no caption", "nothing to train on")
+                check_record(record, captions)
                 member = _member(file.fileno(), record)
             except BadImageError as error:
                 quarantine.append(quarantined(record, error.reason, error.detail))
@@ -113,7 +113,7 @@ def _index_tar(
 
 
 def _member(descriptor: int, record: Record) -> Member:
-    """Where a sample lies, once its picture has proved to be one that the trainer can read.
+    """Where a sample lies, once it has proved to be one that the trainer can read.
 
     Raises:
         BadImageError: it is not.
@@ -125,7 +125,16 @@ def _member(descriptor: int, record: Record) -> Member:
     if packed != image:
         raise BadImageError("not an upright RGB JPEG", "`build --webdataset` packs it as one")
     meta = os.pread(descriptor, record.caption_span.size, record.caption_span.offset)
+    if not _gives(meta, record.captions):  # the trainer knows the bytes alone, not their extension
+        raise BadImageError("a .txt that is JSON with captions", "`build --webdataset` packs it")
     return Member(record.key, _extent(record.span, image), _extent(record.caption_span, meta))
+
+
+def _gives(meta: bytes, captions: tuple[str, ...]) -> bool:
+    try:
+        return read_captions(meta) == captions
+    except ValueError:
+        return False
 
 
 def _extent(span: TarSpan, data: bytes) -> Extent:

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,9 @@ def _readable_meta(
 ) -> dict[str, Any]:
     if not foreign:
         return dict(json.loads(data))
-    meta = foreign_meta(data)
+    meta = foreign_meta(data, partial(encode_all, vocabulary))
     height, width = decode_rgb(image).shape[:2]
-    tokens = encode_all(vocabulary, meta["captions"])
-    return {**meta, "tokens": tokens, "width": width, "height": height, "file_name": "its tar"}
+    return {**meta, "width": width, "height": height, "file_name": "its tar"}
 
 
 def headline(folder: Path, tokenizer: Tokenizer) -> str:

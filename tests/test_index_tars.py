@@ -12,7 +12,7 @@ from conftest import Scenes, digests, read_sample_log, run_shards, train
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data import EvalDataset, ShardFolder, TrainDataset
+from pipeline.data import MAX_GAP, EvalDataset, ShardFolder, TrainDataset
 from shards.format import read_index, read_manifest
 from shards.tokenizer import encode_all
 
@@ -53,6 +53,29 @@ def tars(tmp_path: Path) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return folder
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes | tuple[bytes, str]]]) -> None:
+    """A tar of files, and of links given as (type, target)."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(data, tuple):
+                info.type, info.linkname = data
+                tar.addfile(info)
+            else:
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def sample(key: str, caption: bytes = b"A circle.", part: str = "txt") -> list[tuple[str, bytes]]:
+    return [(f"{key}.jpg", picture(1)), (f"{key}.{part}", caption)]
+
+
+def named(folder: Path) -> set[tuple[str, int | None, str]]:
+    entries = map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())
+    return {(entry["file_name"], entry["caption"], entry["reason"]) for entry in entries}
 
 
 def index(folder: Path, scenes: Scenes, *options: object) -> dict:
@@ -129,3 +152,108 @@ def test_a_tar_that_changed_since_is_noticed(tars: Path, scenes: Scenes) -> None
     assert found.key(25) in done.stdout
     with pytest.raises(ValueError, match=rf"{path.name}.*{found.key(25)}"):
         ShardFolder(tars).read(25)
+
+
+def test_what_is_wrong_with_one_sample_costs_that_sample_alone(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tars"
+    write_tar(folder / "t.tar", [
+        *sample("good"),
+        *sample("half", rb'{"captions": ["\ud83d", " ", "A circle."]}', "json"),
+        *sample("broken", b"{nope", "json"),
+        *sample("latin", b"caf\xe9"),
+        *sample("long", b"a" * (1 << 20) + b"b"),
+        *sample("json", b'{"caption": "A circle."}'),
+        *sample("braces", b"{}"),
+        ("linked.jpg", (tarfile.SYMTYPE, "good.jpg")),
+        ("linked.txt", (tarfile.SYMTYPE, "good.txt")),
+        ("gone.jpg", (tarfile.LNKTYPE, "nothing")), ("gone.txt", b"A circle."),
+    ])  # fmt: skip
+    report = index(folder, scenes, "--max-bad", 0.9)
+    assert (report["images_in"], report["images_packed"], report["captions"]) == (9, 3, 3)
+    assert named(folder) == {
+        ("t.tar/half.jpg", 0, "caption not UTF-8"),
+        ("t.tar/half.jpg", 1, "empty caption"),
+        ("t.tar/broken.jpg", None, "unreadable captions"),
+        ("t.tar/latin.jpg", None, "unreadable captions"),
+        ("t.tar/long.jpg", None, "unreadable captions"),
+        ("t.tar/json.jpg", None, "a .txt that is JSON with captions"),
+        ("t.tar/linked.jpg", None, "no file in the tar"),
+        ("t.tar/gone.jpg", None, "no file in the tar"),
+    }
+    shards = ShardFolder(folder)
+    found = {key: meta["captions"] for key, _, meta in map(shards.read, range(3))}
+    assert found == {"good": ["A circle."], "half": ["A circle."], "braces": ["{}"]}
+    batch = TrainDataset(shards, DataConfig(image_size=32), 0)[np.array([(0, n) for n in range(3)])]
+    assert batch.weights.sum(1).tolist() == [1, 1, 1]
+    assert not batch.bad
+    assert EvalDataset(shards, 32)[np.arange(3)].references == list(found.values())
+
+
+def test_names_that_begin_with_dots_are_samples_of_their_own(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    members = [*sample(".a"), *sample("..b"), *sample(""), *sample("c")]
+    twins = [("._c.jpg", b"\0\x05\x16\x07"), ("._c.txt", b"\0\x05\x16\x07")]  # macOS adds them
+    write_tar(tmp_path / "tars" / "t.tar", [*twins, *members])
+    assert index(tmp_path / "tars", scenes)["images_packed"] == 4
+    assert len({ShardFolder(tmp_path / "tars").read(number)[0] for number in range(4)}) == 4
+
+
+def test_a_tar_without_a_sample_is_of_the_data_set(tars: Path, scenes: Scenes) -> None:
+    write_tar(tars / "a.tar", [("notes.npy", b"none")])
+    write_tar(tars / "part1a.tar", [])
+    assert index(tars, scenes)["images_packed"] == 42
+    done = run_shards("verify", tars)
+    assert done.returncode == 0, done.stdout
+    assert len({ShardFolder(tars).read(number)[0] for number in range(42)}) == 42
+
+
+def test_no_sample_at_all_is_said_in_one_line(scenes: Scenes, tmp_path: Path) -> None:
+    write_tar(tmp_path / "tars" / "t.tar", [("notes.npy", b"none")])
+    done = run_shards("index", tmp_path / "tars", "--tokenizer", scenes.tokenizer)
+    assert done.returncode == 2
+    assert "neither pictures nor captions" in done.stderr.splitlines()[-1]
+
+
+def test_a_tokenizer_must_be_named(tars: Path) -> None:
+    done = run_shards("index", tars)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "--tokenizer" in done.stderr
+
+
+def test_files_of_a_sample_may_lie_far_apart(scenes: Scenes, tmp_path: Path) -> None:
+    write_tar(tmp_path / "tars" / "t.tar", [
+        ("a.jpg", picture(1)), ("b.jpg", picture(2)), ("a.npy", bytes(MAX_GAP + 1)),
+        ("a.txt", b"A circle."), ("b.txt", b"A red circle."),
+    ])  # fmt: skip
+    index(tmp_path / "tars", scenes)
+    shards = ShardFolder(tmp_path / "tars")
+    found = [(image, meta["captions"]) for _, image, meta in map(shards.read, range(2))]
+    assert found == [(picture(1), ["A circle."]), (picture(2), ["A red circle."])]
+
+
+def test_links_to_one_file_in_tars_of_the_same_keys_are_refused(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    for name in ("a.tar", "b.tar"):
+        links = [(f"h.{part}", (tarfile.LNKTYPE, f"g.{part}")) for part in ("jpg", "txt")]
+        write_tar(tmp_path / "tars" / name, [*sample("g"), *links])
+    done = run_shards("index", tmp_path / "tars", "--tokenizer", scenes.tokenizer)
+    assert done.returncode == 2
+    assert "g.jpg" in done.stderr
+
+
+def test_another_manifest_is_not_written_over(tars: Path, scenes: Scenes, tmp_path: Path) -> None:
+    before = digests(scenes.train)
+    done = run_shards("index", scenes.train, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    assert done.returncode == 2
+    assert "manifest.json" in done.stderr
+    assert digests(scenes.train) == before
+    (tars / "manifest.json").write_text('{"by": "somebody else"}')
+    done = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    assert done.returncode == 2
+    assert "manifest.json" in done.stderr
+    assert not (tars / "index.npz").exists()

@@ -1,5 +1,6 @@
 """The captions of a sample in a tar made by anyone: `.txt`, one caption, or `.json`, an object."""
 
+import contextlib
 from typing import Any
 
 from shards.sources.annotation_json import parse_json
@@ -15,10 +16,10 @@ def read_captions(data: bytes, is_text: bool | None = None) -> tuple[str, ...]:
         ValueError: it is neither; says why.
     """
     if is_text is None:
-        try:
-            return read_captions(data, is_text=False)
-        except ValueError:
-            is_text = True
+        with contextlib.suppress(ValueError):
+            if captions := read_captions(data, is_text=False):
+                return captions
+        is_text = True
     try:
         text = data.decode("utf-8-sig")
         if is_text:

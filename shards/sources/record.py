@@ -29,6 +29,7 @@ class Record:
     captions: tuple[str, ...]
     span: TarSpan | None = None  # None: the picture is a file of its own
     caption_span: TarSpan | None = None  # of the captions, where they are a member of a tar too
+    fault: tuple[str, str] | None = None  # reason and detail, if it is known to be bad
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.format import image_id_of
+from shards.images import BadImageError
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, name_key
 from shards.storage import local_copy, persistently
@@ -24,9 +25,29 @@ def read_tars(folder: Path) -> list[Record]:
 
     Keys that stand in several tars are made different by the tars' names.
 
+    A sample of which a part cannot be used is a record with a fault.
+
     Raises:
-        ValueError: there is no tar or some would be overlooked, a tar is damaged or has a member
-            twice, or a sample's captions cannot be read.
+        ValueError: there is no tar or no sample or some would be overlooked, a tar is damaged or
+            has a member twice.
+    """
+    records = [record for path in list_tars(folder) for record in _read_tar(path)]
+    if not records:
+        raise ValueError(f"{folder}: neither pictures nor captions in its tars")
+    counts = Counter(record.key for record in records)
+    records = [record if counts[record.key] == 1 else _with_long_key(record) for record in records]
+    [(key, most)] = Counter(record.key for record in records).most_common(1)
+    if most > 1:  # hard links to one file, in tars whose keys are the same
+        names = ", ".join(record.file_name for record in records if record.key == key)
+        raise ValueError(f"{folder}: samples of one name ({names}); rename one of the tars' keys")
+    return records
+
+
+def list_tars(folder: Path) -> list[Path]:
+    """The tars of a folder by name.
+
+    Raises:
+        ValueError: there is none, or some would be overlooked.
     """
     if not persistently(folder, folder.is_dir):
         raise ValueError(f"{folder}: no such folder of tars")
@@ -38,9 +59,7 @@ def read_tars(folder: Path) -> list[Record]:
             )
     if not paths:
         raise ValueError(f"{folder}: no .tar in it")
-    records = [record for path in paths for record in _read_tar(path)]
-    counts = Counter(record.key for record in records)
-    return [record if counts[record.key] == 1 else _with_long_key(record) for record in records]
+    return paths
 
 
 def _with_long_key(record: Record) -> Record:
@@ -64,15 +83,23 @@ def _read_tar(path: Path) -> list[Record]:
 
 
 def _samples(path: Path, tar: tarfile.TarFile) -> dict[str, Parts]:
-    """Key -> part -> member. Links and devices stand for nothing, but a hard link for its file."""
+    """Key -> part -> member, a hard link's being its file.
+
+    Other links, and devices, are kept as they are where they have the name of a picture or caption.
+    """
     samples: dict[str, Parts] = {}
     files: Parts = {}
     for member in tar:
-        found = files.get(member.linkname) if member.islnk() else member
-        if found is None or not found.isreg():
-            continue
-        files[member.name] = found
+        found = files.get(member.linkname, member) if member.islnk() else member
         key, part = _split_name(member.name)
+        if found.isdir() or _is_apple_double(member.name):
+            continue
+        if found.isreg():
+            files[member.name] = found
+        elif part.rpartition(".")[2] not in (*PICTURES, *CAPTIONS):
+            continue
+        if found.issparse():  # its bytes do not lie in one piece
+            raise ValueError(f"{path}: {member.name} is stored sparse; make the tar without -S")
         if part in samples.setdefault(key, {}):
             raise ValueError(f"{path}: {member.name} stands more than once")
         samples[key][part] = found
@@ -93,10 +120,21 @@ def _check_end(path: Path, local: Path, tar: tarfile.TarFile) -> None:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """`folder/KEY.part` -> folder/KEY, part: webdataset splits at the file name's first dot."""
+    """`folder/KEY.part` -> folder/KEY, part: webdataset splits at the file name's first dot.
+
+    Dots that a name begins with are of its key, or all such files would be of one sample.
+    """
     folder, slash, file = name.rpartition("/")
-    key, _, part = file.partition(".")
-    return folder + slash + key, part.lower()
+    leading = len(file) - len(file.lstrip("."))
+    key, _, part = file[leading:].partition(".")
+    if leading and not part:  # `.jpg`
+        key, part, leading = "", key, leading - 1
+    return folder + slash + "." * leading + key, part.lower()
+
+
+def _is_apple_double(name: str) -> bool:
+    """Whether a member is what macOS's tar adds to a file: its attributes, as `._NAME`."""
+    return name.rpartition("/")[2].startswith("._")
 
 
 def _find(parts: Parts, wanted: Sequence[str]) -> str | None:
@@ -112,29 +150,47 @@ def _record(path: Path, tar: tarfile.TarFile, key: str, parts: Parts) -> Record 
     if picture is None and caption is None:
         return None
     captions: tuple[str, ...] = ()
-    caption_span = None
+    caption_span = fault = None
     if caption is not None:
         member = parts[caption]
-        data = _read(path, tar, member)
         try:
-            captions = read_captions(data, caption.rpartition(".")[2] == "txt")
-        except ValueError as error:
-            raise ValueError(f"{path}: {member.name}: {error}") from None
-        caption_span = TarSpan(path.name, member.offset_data, member.size)
+            captions = _captions(path, tar, member, caption)
+            caption_span = TarSpan(path.name, member.offset_data, member.size)
+        except BadImageError as error:
+            fault = error.reason, error.detail
     if picture is None:  # nothing to read, which puts the sample into quarantine
         name, span = f"{path.name}/{key}", TarSpan(path.name, 0, 0)
     else:
         member = parts[picture]
         name = f"{path.name}/{member.name}"
         span = TarSpan(path.name, member.offset_data, member.size)
-    return Record(image_id_of(name_key(key)), name, captions, span, caption_span)
+        if not member.isreg():
+            fault = _no_file(member)
+    return Record(image_id_of(name_key(key)), name, captions, span, caption_span, fault)
 
 
-def _read(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _captions(
+    path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, part: str
+) -> tuple[str, ...]:
+    """The captions in a member.
+
+    Raises:
+        BadImageError: they cannot be read, which costs this sample alone.
+        ValueError: the tar ends before they do.
+    """
+    if not member.isreg():
+        raise BadImageError(*_no_file(member))
     if member.size > MAX_CAPTION_BYTES:
-        raise ValueError(f"{path}: {member.name}: {member.size:,} bytes are no caption")
+        raise BadImageError("unreadable captions", f"{member.name}: {member.size:,} bytes")
     file = tar.extractfile(member)
     data = file.read() if file else b""
     if len(data) != member.size:
         raise ValueError(f"{path}: {member.name}: cut off")
-    return data
+    try:
+        return read_captions(data, part.rpartition(".")[2] == "txt")
+    except ValueError as error:
+        raise BadImageError("unreadable captions", f"{member.name}: {error}") from None
+
+
+def _no_file(member: tarfile.TarInfo) -> tuple[str, str]:
+    return "no file in the tar", f"{member.name} is a link to no file in it, or a device"

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,25 +16,44 @@ from PIL import Image
 
 import shards.index_tars
 from pipeline.data import DamagedSampleError, ShardFolder
-from shards.format import read_manifest
+from shards.finalize import close_data_set
+from shards.format import Sidecar, read_manifest
 from shards.index_tars import index_tars
 
 BLOCK = tarfile.BLOCKSIZE
 NUM_SAMPLES = 6
 CAPTION = b"a red circle"
 
-CASES = 5000
-
+FEW_OR_MANY = pytest.mark.parametrize("cases", [200, pytest.param(5000, marks=pytest.mark.slow)])
+CUTS = pytest.mark.parametrize("cases", [50, pytest.param(1000, marks=pytest.mark.slow)])
 
 # ------------------------------------------------------------- damage after a data set was finished
 
 
-@pytest.fixture
-def built(scenes: Scenes, tmp_path: Path) -> Path:
-    """Shards of our own, to be spoilt."""
-    folder = tmp_path / "built"
-    shutil.copytree(scenes.train, folder)
+@pytest.fixture(params=["our own", "made by others"])
+def finished(request: pytest.FixtureRequest, scenes: Scenes, tmp_path: Path) -> Path:
+    """A data set of several tars, to be spoilt."""
+    folder = tmp_path / "finished"
+    if request.param == "our own":
+        shutil.copytree(scenes.train, folder)
+        return folder
+    folder.mkdir()
+    for name in ("a.tar", "b.tar"):
+        write_tar(folder / name)
+    close_data_set(folder, index_tars(folder, scenes.tokenizer), scenes.tokenizer, 0.0, 1.0)
     return folder
+
+
+def spans(opened: ShardFolder, sample: int) -> list[slice]:
+    """Where the two files of a sample lie in their tar."""
+    index = opened.index
+    return [
+        slice(int(offset[sample]), int(offset[sample]) + int(size[sample]))
+        for offset, size in (
+            (index.image_offset, index.image_size),
+            (index.meta_offset, index.meta_size),
+        )
+    ]
 
 
 def read_or_error(shards_now: ShardFolder, sample: int) -> object:
@@ -44,7 +64,8 @@ def read_or_error(shards_now: ShardFolder, sample: int) -> object:
 
 
 def check_reading(opened: ShardFolder, damage: Callable[[Path], object]) -> int:
-    """Damage the first tar of an open data set. Every sample is read exactly or named.
+    """Damage the first tar of an open data set: the samples of which a byte changed are named, and
+    every other is read exactly.
 
     Returns:
         How many were named.
@@ -53,13 +74,15 @@ def check_reading(opened: ShardFolder, damage: Callable[[Path], object]) -> int:
     whole = tar.read_bytes()
     expected = [opened.read(sample) for sample in range(len(opened))]
     damage(tar)
+    now = tar.read_bytes()
+    of_the_tar = int(opened.index.shard_starts[1])
     named = 0
     for sample in range(len(opened)):
         found = read_or_error(opened, sample)
-        if isinstance(found, DamagedSampleError):
+        if sample < of_the_tar and any(now[s] != whole[s] for s in spans(opened, sample)):
             named += 1
-            assert sample < int(opened.index.shard_starts[1])
-            assert tar.name in str(found)
+            assert isinstance(found, DamagedSampleError)
+            assert str(tar) in str(found)
             assert opened.index.key(sample) in str(found)
         else:
             assert found == expected[sample]
@@ -67,8 +90,8 @@ def check_reading(opened: ShardFolder, damage: Callable[[Path], object]) -> int:
     return named
 
 
-def test_a_cut_at_any_block_is_named_sample_by_sample(built: Path) -> None:
-    opened = ShardFolder(built)
+def test_a_cut_at_any_block_is_named_sample_by_sample(finished: Path) -> None:
+    opened = ShardFolder(finished)
     size = opened.manifest.shards[0].num_bytes
     before = len(opened)
     for length in range(0, size, BLOCK):
@@ -78,16 +101,17 @@ def test_a_cut_at_any_block_is_named_sample_by_sample(built: Path) -> None:
     assert before == 0  # the last blocks hold no sample
 
 
-def test_a_tar_of_another_size_is_refused_when_it_is_opened(built: Path) -> None:
-    tar = built / read_manifest(built).shards[0].file
+def test_a_tar_of_another_size_is_refused_when_it_is_opened(finished: Path) -> None:
+    tar = finished / read_manifest(finished).shards[0].file
     os.truncate(tar, tar.stat().st_size - 1)
     with pytest.raises(ValueError, match=tar.name):
-        ShardFolder(built)
+        ShardFolder(finished)
 
 
-def test_flips_cuts_and_zeroed_blocks_in_a_finished_data_set(built: Path) -> None:
+@FEW_OR_MANY
+def test_flips_cuts_and_zeroed_blocks_in_a_finished_data_set(finished: Path, cases: int) -> None:
     rng = random.Random(0)
-    opened = ShardFolder(built)
+    opened = ShardFolder(finished)
     size = opened.manifest.shards[0].num_bytes
     num_named = 0
 
@@ -104,7 +128,7 @@ def test_flips_cuts_and_zeroed_blocks_in_a_finished_data_set(built: Path) -> Non
             file.seek(rng.randrange(size // BLOCK) * BLOCK)
             file.write(bytes(BLOCK))
 
-    for _ in range(CASES // 4):
+    for _ in range(cases // 4):
         num_named += sum(check_reading(opened, damage) for damage in (flip, cut, zero))
     assert num_named > 0
 
@@ -142,7 +166,19 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(folder: Path, scenes: Scenes) -> tuple[int, int] | str:
-    """Samples indexed and left out, or why the folder was refused; nothing else is written."""
+    """How many samples are indexed and left out, or why the folder was refused."""
+    found = index_or_refusal(folder, scenes)
+    if isinstance(found, str):
+        return found
+    return sum(sidecar.num_samples for sidecar in found), num_left_out(found)
+
+
+def num_left_out(sidecars: list[Sidecar]) -> int:
+    return sum(entry["caption"] is None for s in sidecars for entry in s.quarantine)
+
+
+def index_or_refusal(folder: Path, scenes: Scenes) -> list[Sidecar] | str:
+    """The sidecars of a folder, or why it was refused; nothing else is written."""
     before = sorted(folder.parent.rglob("*"))
     refusal = ""
     sidecars = []
@@ -153,9 +189,7 @@ def outcome(folder: Path, scenes: Scenes) -> tuple[int, int] | str:
     assert sorted(folder.parent.rglob("*")) == before
     if refusal:
         assert "t.tar" in refusal
-        return refusal
-    left_out = sum(entry["caption"] is None for s in sidecars for entry in s.quarantine)
-    return sum(sidecar.num_samples for sidecar in sidecars), left_out
+    return refusal or sidecars
 
 
 def test_a_whole_tar_is_indexed_whole(foreign: Path, scenes: Scenes) -> None:
@@ -164,7 +198,8 @@ def test_a_whole_tar_is_indexed_whole(foreign: Path, scenes: Scenes) -> None:
         assert outcome(foreign, scenes) == (NUM_SAMPLES, 0)
 
 
-def test_a_cut_tar_is_refused(foreign: Path, scenes: Scenes) -> None:
+@CUTS
+def test_a_cut_tar_is_refused(foreign: Path, scenes: Scenes, cases: int) -> None:
     write_tar(foreign / "t.tar")
     data = (foreign / "t.tar").read_bytes()
     end = len(data.rstrip(b"\0"))
@@ -172,35 +207,59 @@ def test_a_cut_tar_is_refused(foreign: Path, scenes: Scenes) -> None:
     rng = random.Random(1)
     for length in [
         *range(0, last_data + 1, BLOCK),
-        *(rng.randrange(last_data) for _ in range(1000)),
+        *(rng.randrange(last_data) for _ in range(cases)),
     ]:
         (foreign / "t.tar").write_bytes(data[:length])
         assert isinstance(outcome(foreign, scenes), str), length
 
 
-def test_a_flipped_header_loses_no_sample(foreign: Path, scenes: Scenes) -> None:
+@FEW_OR_MANY
+def test_a_flipped_header_loses_no_sample(foreign: Path, scenes: Scenes, cases: int) -> None:
     write_tar(foreign / "t.tar")
     data = (foreign / "t.tar").read_bytes()
     with tarfile.open(foreign / "t.tar") as tar:
         headers = [member.offset for member in tar]
     rng, refused = random.Random(2), 0
-    for _ in range(CASES):
+    for _ in range(cases):
         spoilt = bytearray(data)
         spoilt[rng.choice(headers) + rng.randrange(BLOCK)] ^= 1 << rng.randrange(8)
         (foreign / "t.tar").write_bytes(spoilt)
         found = outcome(foreign, scenes)
         refused += isinstance(found, str)
         assert isinstance(found, str) or sum(found) == NUM_SAMPLES
-    assert refused > 0.9 * CASES  # the sum over a header's bytes notices
+    assert refused > 0.9 * cases  # the sum over a header's bytes notices
 
 
-def test_a_flipped_payload_loses_no_sample(foreign: Path, scenes: Scenes) -> None:
+@FEW_OR_MANY
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_flip_in_a_long_name_loses_no_picture(
+    foreign: Path, scenes: Scenes, form: int, cases: int
+) -> None:
+    members = write_tar(foreign / "t.tar", form, prefix="n" * 120)
+    pictures = {zlib.crc32(data) for name, data in members.items() if name.endswith(".jpg")}
+    data = (foreign / "t.tar").read_bytes()
+    with tarfile.open(foreign / "t.tar") as tar:
+        headers = [(member.offset, member.offset_data) for member in tar]
+    rng = random.Random(5)
+    for _ in range(cases):
+        spoilt = bytearray(data)
+        spoilt[rng.randrange(*rng.choice(headers))] ^= 1 << rng.randrange(8)
+        (foreign / "t.tar").write_bytes(spoilt)
+        found = index_or_refusal(foreign, scenes)
+        if not isinstance(found, str):
+            indexed = [member.image.crc32 for sidecar in found for member in sidecar.members]
+            assert set(indexed) <= pictures
+            assert len(set(indexed)) + num_left_out(found) >= NUM_SAMPLES
+
+
+@FEW_OR_MANY
+def test_a_flipped_payload_loses_no_sample(foreign: Path, scenes: Scenes, cases: int) -> None:
     write_tar(foreign / "t.tar")
     data = (foreign / "t.tar").read_bytes()
     with tarfile.open(foreign / "t.tar") as tar:
         spans = [(member.offset_data, member.size) for member in tar]
     rng = random.Random(3)
-    for _ in range(CASES):
+    for _ in range(cases):
         spoilt = bytearray(data)
         offset, size = rng.choice(spans)
         spoilt[offset + rng.randrange(size)] ^= 1 << rng.randrange(8)
@@ -228,14 +287,18 @@ ODD: dict[str, Callable[[bytes], bytes]] = {
     "a lying size": lambda data: header("x.txt", b"%011o" % 10**9) + data,
     "a size that is no number": lambda data: header("x.txt", b"0000x000000") + data,
     "gzip under the name of a tar": gzip.compress,
+    "a sparse file": lambda data: header("x.txt", kind=b"S") + data,
     "random bytes": lambda data: random.Random(4).randbytes(len(data)),
     "an empty file": lambda data: b"",
 }
-HARMLESS: dict[str, Callable[[bytes], bytes]] = {
-    "a symbolic link": lambda data: header("l.jpg", kind=b"2", link="/etc/passwd") + data,
-    "a hard link to nothing": lambda data: header("l.jpg", kind=b"1", link="nothing") + data,
-    "a device": lambda data: header("d.jpg", kind=b"3") + data,
-    "a folder": lambda data: header("d", kind=b"5") + data,
+NO_FILE: dict[str, tuple[bytes, int]] = {  # -> what is put before, how many samples are left out
+    "a symbolic link": (header("l.jpg", kind=b"2", link="/etc/passwd"), 1),
+    "a symbolic link of no concern": (header("l.npy", kind=b"2", link="/etc/passwd"), 0),
+    "a hard link to nothing": (header("l.jpg", kind=b"1", link="nothing"), 1),
+    "a hard link to what comes later": (header("l.jpg", kind=b"1", link="s0.jpg"), 1),
+    "a device": (header("d.jpg", kind=b"3"), 1),
+    "a pipe": (header("d.txt", kind=b"6"), 1),
+    "a folder": (header("d.jpg", kind=b"5"), 0),
 }
 
 
@@ -246,12 +309,37 @@ def test_an_odd_tar_is_refused_by_name(foreign: Path, scenes: Scenes, name: str)
     assert isinstance(outcome(foreign, scenes), str)
 
 
-@pytest.mark.parametrize("name", HARMLESS)
-def test_what_is_no_file_is_no_sample(foreign: Path, scenes: Scenes, name: str) -> None:
+@pytest.mark.parametrize("name", NO_FILE)
+def test_a_sample_that_is_no_file_is_left_out(foreign: Path, scenes: Scenes, name: str) -> None:
     write_tar(foreign / "t.tar")
-    (foreign / "t.tar").write_bytes(HARMLESS[name]((foreign / "t.tar").read_bytes()))
+    before, left_out = NO_FILE[name]
+    (foreign / "t.tar").write_bytes(before + (foreign / "t.tar").read_bytes())
+    assert outcome(foreign, scenes) == (NUM_SAMPLES, left_out)
+
+
+def test_a_hard_link_is_its_file(foreign: Path, scenes: Scenes) -> None:
+    members = write_tar(foreign / "t.tar")
+    with tarfile.open(foreign / "t.tar", "a") as tar:
+        for part in ("jpg", "txt"):
+            link = tarfile.TarInfo(f"again.{part}")
+            link.type, link.linkname = tarfile.LNKTYPE, f"s3.{part}"
+            tar.addfile(link)
+    found = index_or_refusal(foreign, scenes)
+    assert not isinstance(found, str)
+    assert len(found[0].members) == NUM_SAMPLES + 1
+    assert found[0].members[-1].image.crc32 == zlib.crc32(members["s3.jpg"])
+
+
+@pytest.mark.parametrize("more", [-1200, -600, -100, -1, 1, 100, 600, 1200])
+def test_a_size_that_lies_by_little_loses_no_sample(
+    foreign: Path, scenes: Scenes, more: int
+) -> None:
+    members = write_tar(foreign / "t.tar")
+    size = max(len(members["s0.jpg"]) + more, 0)
+    data = (foreign / "t.tar").read_bytes()
+    (foreign / "t.tar").write_bytes(header("s0.jpg", b"%011o" % size) + data[BLOCK:])
     found = outcome(foreign, scenes)
-    assert found == (NUM_SAMPLES, 0)
+    assert isinstance(found, str) or sum(found) == NUM_SAMPLES
 
 
 @pytest.mark.parametrize("prefix", ["../", "/", "../../../../tmp/"])
