@@ -6,6 +6,7 @@ Takes the same arguments. A scheduler can requeue on exit code 85 (asked to stop
 and a mistyped setting ends with its one line and exit code 2.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -47,7 +48,8 @@ def _pass_on(number: int, frame: object) -> None:
     """Let the processes decide: they finish their step, commit, and end."""
     _stop_passed_on.append(number)
     for child in psutil.Process().children():
-        child.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended in this moment
+            child.send_signal(number)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class _Ahead:
         self._window_of = -1  # batches handed out when it was made
         self._window_s = -math.inf  # and the time
         self._tried: set[int] = set()  # of the window: under way, or failed
+        self._failed: set[int] = set()  # those to be tried again with the next window
 
     def run(self) -> None:
         while not self.stopped:
@@ -59,6 +60,8 @@ class _Ahead:
             try:
                 os.close(self._cache.open(shard))
             except OSError:
+                with self._lock:
+                    self._failed.add(shard)
                 continue  # still among those tried
             with self._lock:
                 self._tried.discard(shard)
@@ -69,6 +72,8 @@ class _Ahead:
             now = time.monotonic()
             if self._window_of != self.handed_out and now - self._window_s > RENEW_S:
                 self._window_of, self._window_s = self.handed_out, now
+                self._tried -= self._failed
+                self._failed.clear()
                 self._window = list(self._fitting())
                 self._cache.expect(self._window)
             for shard in self._window:

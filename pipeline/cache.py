@@ -16,6 +16,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -302,6 +303,21 @@ def _fetch_index(url: str, manifest: Manifest, folder: Path) -> None:
     write_manifest(folder, manifest)
 
 
+def _check_own_folder(folder: Path, setting: str) -> None:
+    """Make a folder where anyone may make one, and see that it is nobody else's trap.
+
+    Raises:
+        ValueError: it cannot be made, or is a link or another user's.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ValueError(f"{setting}: {folder}: {error.strerror}; name another folder") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ValueError(f"{setting}: {folder}: a link, or others may write to it; name another")
+
+
 def _cache_root(cache_dir: str | None, setting: str) -> Path:
     """The cache's own folder, made if need be.
 
@@ -310,6 +326,7 @@ def _cache_root(cache_dir: str | None, setting: str) -> Path:
     """
     if cache_dir is None:  # not /tmp, which may lie in memory, nor the home, which machines share
         cache_dir = f"{os.environ.get('TMPDIR') or '/var/tmp'}/capstream-{os.getuid()}"
+        _check_own_folder(Path(cache_dir), setting)
     root = Path(cache_dir) / "capstream-cache"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)

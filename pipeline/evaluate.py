@@ -27,7 +27,7 @@ from pipeline.metrics import caption_scores
 from pipeline.model.captioner import Captioner
 from pipeline.processes import join_processes
 from pipeline.sheet import Captioned
-from pipeline.watchdog import Phase, Watchdog
+from pipeline.watchdog import FETCH_LIMIT_S, Phase, Watchdog
 from shards.atomic import write_atomic
 from shards.tokenizer import tokenizer_sha256
 
@@ -54,7 +54,7 @@ def evaluate(
     max_tokens: int,
     batch_size: int,
     workers: int,
-    beat: Callable[[Phase], None],
+    beat: Callable[..., None],
     num_pictures: int = 0,
     max_bad: float = 0.0,
 ) -> Evaluation:
@@ -62,7 +62,7 @@ def evaluate(
 
     Args:
         captioner: the unwrapped model, on the accelerator's device; its mode is restored.
-        beat: told of what this process is at, for the watchdog.
+        beat: told of each phase, and how long it may take: `Watchdog.beat` of this round.
         num_pictures: keep so many of the pictures, for showing.
         max_bad: share of the samples, 0 to 1, that may prove damaged and be left out.
     Raises:
@@ -92,9 +92,10 @@ def evaluate(
         leave=False,
         disable=not accelerator.is_main_process,
     )
-    beat(Phase.EVALUATE)
+    limit_s = FETCH_LIMIT_S if dataset.shards.cache else None
+    beat(Phase.EVALUATE, limit_s)
     for batch in loader:
-        beat(Phase.EVALUATE)
+        beat(Phase.EVALUATE, limit_s)
         with accelerator.autocast():
             images = batch.images.to(accelerator.device, non_blocking=True)
             captions = generate(captioner, images, tokenizer, max_tokens)

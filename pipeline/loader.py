@@ -99,7 +99,8 @@ def train_loader(
     def needed(num_batches: int) -> Iterator[int]:
         step = sampler.first_step + num_batches // sampler.accumulation_steps
         start = step * sampler.batch_size
-        return shards_needed(sampler.order, start, sampler.num_slots, streams)
+        stop = min(sampler.num_slots, start + sampler.order.num_samples)  # then all are known
+        return shards_needed(sampler.order, start, stop, streams)
 
     loader = _train_batches(dataset, sampler, workers, pin_memory)
     return _fetching_ahead(loader, dataset.shards, needed)

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # with gloo
+
+# Longer than anything that the watchdog lets a process wait for, such as another's scoring: it
+# finds a hang sooner, and by name.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 def join_processes(precision: str = "fp32") -> Accelerator:
@@ -27,7 +32,10 @@ def join_processes(precision: str = "fp32") -> Accelerator:
         mixed_precision="no" if on_cpu or precision == "fp32" else precision,
         # Accumulation is ours (step.py): accelerate's divides by its steps in backward().
         gradient_accumulation_steps=1,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
@@ -49,6 +57,7 @@ def _forget_the_dead(backend: str) -> None:
         return
     torch.distributed.init_process_group(
         backend,
+        timeout=COLLECTIVE_TIMEOUT,
         store=PrefixStore(f"restart {restarts}", launcher_store()),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),

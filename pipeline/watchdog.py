@@ -1,12 +1,13 @@
 """Ends a run in which a process died, hangs or was cut off: within a minute, and by name.
 
-Collective operations wait for all ranks, for half an hour or for ever. So each process tells the
+Collective operations wait for all ranks, for hours or for ever. So each process tells the
 others every two seconds, through the launcher's key-value store, what its main thread is at and
 since when. Who is silent is gone; of those who speak, the one furthest behind holds up the rest.
 All that see it say so and end, and the launcher ends the run, or starts it again from the last
 commit.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -32,6 +33,7 @@ FIRST_LIMIT_S = 600.0  # libraries tune themselves in the first steps, which tel
 NUM_FIRST = 4  # beats: two steps
 FETCH_LIMIT_S = 900.0  # of waiting for data from afar: downloads have limits and attempts of theirs
 SURE_S = 3 * HEARTBEAT_S  # what is known of the others is a heartbeat old: look again before ending
+COMMIT_GRACE_S = 15.0  # for a commit under way, before the process is ended
 FAULT = 1  # exit code
 
 
@@ -137,6 +139,7 @@ class Watchdog:
         self._prefix = f"capstream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         # Of its own: the group's store may be busy in the main thread.
         self._store = launcher_store() if world_size > 1 else None
+        self._exchanger: threading.Thread | None = None
 
     def beat(self, step: int, phase: Phase, limit_s: float | None = None) -> None:
         """The main thread goes on to something else, or to its next part.
@@ -163,7 +166,8 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self._store:  # at once, so that even who stops in the first step has said who it is
             self._store.set(f"{self._prefix}/{self.rank}", self._message(0))
-            threading.Thread(target=self._exchange_for_ever, daemon=True).start()
+            self._exchanger = threading.Thread(target=self._exchange_for_ever, daemon=True)
+            self._exchanger.start()
         threading.Thread(target=self._judge_for_ever, daemon=True).start()
         return self
 
@@ -179,8 +183,10 @@ class Watchdog:
             self._tell(f"rank {self.rank} ended with {type(error).__name__}: {(said or [''])[0]}")
             return
         self.beat(0, Phase.DONE)
-        if self._store:
-            self._store.set(f"{self._prefix}/{self.rank}", self._message(sys.maxsize))
+        if self._store and self._exchanger:
+            self._exchanger.join(timeout=2 * HEARTBEAT_S)  # its last word must not come after ours
+            with contextlib.suppress(RuntimeError):  # the launcher's store may be gone already
+                self._store.set(f"{self._prefix}/{self.rank}", self._message(sys.maxsize))
 
     # ------------------------------------------------------------------ between the processes
 
@@ -227,7 +233,8 @@ class Watchdog:
             teller.join(timeout=3.0)
             if self._verdict and self._verdict != verdict:
                 said = f"{verdict}; before it {self._verdict}"
-        print(f"\nrank {self.rank}: {said}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody is left to read it: the end must go on
+            print(f"\nrank {self.rank}: {said}", file=sys.stderr, flush=True)
 
     def _settle(self, verdict: str) -> None:
         assert self._store is not None
@@ -283,11 +290,17 @@ class Watchdog:
         self._end("ending")
 
     def _end(self, why: str) -> None:
-        print(f"rank {self.rank}: {why}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        for child in psutil.Process().children(recursive=True):
-            child.kill()  # a loader that is stopped sees no other end
-        os._exit(FAULT)  # the main thread may hang where no exception reaches it
+        try:
+            for thread in threading.enumerate():
+                if thread.name == "commit":  # nearly written: it would be a pity
+                    thread.join(timeout=COMMIT_GRACE_S)
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # ended in this moment
+                    child.kill()  # a loader that is stopped sees no other end
+            print(f"rank {self.rank}: {why}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        finally:  # also where nobody is left to read what is printed
+            os._exit(FAULT)  # the main thread may hang where no exception reaches it
 
 
 def _kill_brother(pid: int) -> None:
@@ -299,5 +312,5 @@ def _kill_brother(pid: int) -> None:
         process = psutil.Process(pid)
         if process.ppid() == os.getppid():
             process.kill()
-    except psutil.NoSuchProcess:
+    except psutil.Error:  # ended in this moment, or nobody's to end
         return

@@ -400,13 +400,27 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"{path}: not a manifest of format version {FORMAT_VERSION}")
     try:
         value["shards"] = tuple(ShardEntry(**entry) for entry in value["shards"])
+        _check_shard_names([shard.file for shard in value["shards"]])
         manifest = Manifest(**value)
         for field in fields(Manifest):
             if field.type is int and type(value[field.name]) is not int:
                 raise TypeError(f"{field.name} is no number")
         return manifest
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a whole manifest ({error})") from error
+
+
+def _check_shard_names(names: Sequence[str]) -> None:
+    """A manifest may come from anyone: its names must stay in their folder, wherever that is.
+
+    Raises:
+        ValueError: names the one that does not.
+    """
+    for name in names:
+        if Path(name).name != name or not name.endswith(".tar"):
+            raise ValueError(f"{name!r} is no file name of a tar")
+    if len(set(names)) < len(names):
+        raise ValueError("a tar is listed twice")
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Shards -> batches."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -138,3 +139,16 @@ def test_a_center_crop_is_the_middle() -> None:
     assert abs(out[:, :, 0].mean() - 127.5) < 2
     assert abs(out[0, :, 1].mean()) < 4
     assert out[:, 0, 0].mean() == pytest.approx(255 * 0.25, abs=4)
+
+
+@pytest.mark.parametrize("name", ["../train-000000.tar", "/etc/passwd.tar", "train.json", ""])
+def test_a_manifest_whose_names_lead_elsewhere_is_refused(
+    scenes: Scenes, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "train"
+    shutil.copytree(scenes.train, folder)
+    value = json.loads((folder / "manifest.json").read_text())
+    value["shards"][1]["file"] = name
+    (folder / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="no file name of a tar"):
+        ShardFolder(folder)
