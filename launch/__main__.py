@@ -12,14 +12,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import psutil
-from accelerate.commands import launch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from pipeline.exits import STOP_SIGNALS, STOPPED
-
-_stop_passed_on: list[int] = []
+from pipeline.exits import STOP_ASKED, STOP_SIGNALS, STOPPED, STOPPED_MARK
 
 
 def main() -> int:
@@ -28,28 +26,55 @@ def main() -> int:
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
+    with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
+        mark = Path(folder) / "stopped"
+        os.environ[STOPPED_MARK] = str(mark)
+        # With restarts to spare the processes answer a stop with 0, lest they be started again.
+        return _launch() or (STOPPED if mark.exists() else 0)
+
+
+def _launch() -> int:
+    # Imported once signals are passed on: torch takes its seconds.
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     # The agent's own report of a failure repeats, at length, what the program said in one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         launch.main()
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        if first.exitcode < 0:  # it could not say so itself
-            name = signal.Signals(-first.exitcode).name
-            print(f"launch: rank {rank} (process {first.pid}) was ended by {name}", file=sys.stderr)
-        return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
+        return _code_of(f"rank {rank} (process {first.pid})", int(first.exitcode))
     except subprocess.CalledProcessError as error:
-        return error.returncode if error.returncode > 0 else 128 - error.returncode
-    # With restarts to spare the processes answer a stop with 0, lest they be started again.
-    return STOPPED if _stop_passed_on else 0
+        return _code_of("the process", error.returncode)
+    return 0
+
+
+def _code_of(process: str, exit_code: int) -> int:
+    """The exit code for that of a process that failed, negative where a signal ended it."""
+    if exit_code > 0:
+        return exit_code
+    if os.environ.get(STOP_ASKED) and -exit_code in STOP_SIGNALS:
+        print(
+            "launch: asked to stop before there was anything to commit; the same command starts "
+            "again",
+            file=sys.stderr,
+        )
+        return STOPPED
+    name = signal.Signals(-exit_code).name  # it could not say so itself
+    print(f"launch: {process} was ended by {name}", file=sys.stderr)
+    return 128 - exit_code
 
 
 def _pass_on(number: int, frame: object) -> None:
-    """Let the processes decide: they finish their step, commit, and end."""
-    _stop_passed_on.append(number)
+    """Let the processes decide: they finish their step, commit, and end.
+
+    SIGTERM for all kinds: while Python itself starts, SIGINT makes a fault of it.
+    """
+    os.environ[STOP_ASKED] = "1"  # for those that the agent may start from now on
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # ended in this moment
-            child.send_signal(number)
+            child.terminate()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 USAGE = 2  # unusable input: nothing was done
 STOPPED = 85  # asked to stop; everything is committed, start the same command again
@@ -13,17 +14,24 @@ STOPPED = 85  # asked to stop; everything is committed, start the same command a
 # What asks a run to stop: the launcher passes them on, the training answers them.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
+# Environment variables by which the launcher and its processes agree on a stop.
+STOP_ASKED = "CAPSTREAM_STOP_ASKED"  # set for processes that start when it was already asked for
+STOPPED_MARK = "CAPSTREAM_STOPPED_MARK"  # names a file that says that the processes stopped early
+
 # The launcher ends all processes once one has ended. Local rank 0 speaks for the others, so they
 # give it this long to finish its sentence.
 HEAD_START_S = 5.0
 
 
-def stopped_code() -> int:
-    """The exit code of a process that stopped because it was asked to.
+def answer_stop() -> int:
+    """Tell the launcher that this process stops early, because it was asked to.
 
-    A launcher with restarts to spare (`--max_restarts`) starts anew whatever ends with another code
-    than 0, so there the launcher alone says 85 (`python -m launch`).
+    Returns:
+        The exit code to end with: 85, or 0 where the launcher has restarts to spare
+        (`--max_restarts`), since it starts anew whatever ends with another one.
     """
+    if mark := os.environ.get(STOPPED_MARK):
+        Path(mark).touch()
     return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) else STOPPED
 
 

@@ -18,7 +18,7 @@ from pipeline.commit_writer import CommitWriter
 from pipeline.config import dump_config
 from pipeline.data import EvalDataset, ImageId, TrainDataset, check_bad
 from pipeline.evaluate import evaluate
-from pipeline.exits import STOP_SIGNALS, stopped_code
+from pipeline.exits import STOP_SIGNALS, answer_stop
 from pipeline.loader import start_worker_server, train_loader
 from pipeline.metrics import caption_scores
 from pipeline.monitor import Monitor, log_samples, open_sample_log
@@ -45,18 +45,19 @@ def fit(run: Run) -> int:
     Raises:
         NonFiniteError: the loss or gradient is not finite; the message names step and images.
     """
-    stop = _StopRequest()
     config = run.config
     if config.data.workers:
         start_worker_server()
     accelerator = join_processes(config.train.precision)
+    # Not before: who waits for the others to join answers no signal but by ending.
+    stop = _StopRequest()
     optimizer = make_optimizer(run.captioner, config.optim)
     with Watchdog(accelerator.process_index, accelerator.num_processes) as watchdog:
         progress = _fit(accelerator, run, optimizer, stop, watchdog)
         watchdog.beat(progress.step, Phase.WAIT)
         accelerator.wait_for_everyone()
     accelerator.end_training()
-    return 0 if progress.step >= run.num_steps else stopped_code()
+    return 0 if progress.step >= run.num_steps else answer_stop()
 
 
 def _fit(

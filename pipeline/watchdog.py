@@ -60,7 +60,8 @@ DOING = {
     Phase.WAIT: "waiting for the other processes",
 }
 
-# How long one round may take of what is not measured against the rounds before, in seconds.
+# How long one round of it may take at the least, in seconds; only captioning, as data and steps,
+# may take longer where steps do.
 LIMITS_S = {
     Phase.COMMIT: 900.0, Phase.EVALUATE: 120.0, Phase.GATHER: 120.0, Phase.SCORE: 1800.0,
     Phase.WAIT: float("inf"), Phase.DONE: float("inf"),
@@ -155,13 +156,17 @@ class Watchdog:
             if self._num_beats > NUM_FIRST:
                 self._longest_s = max(self._longest_s, now - since)
         if limit_s is None:
-            limit_s = LIMITS_S.get(phase) or self._step_limit()
+            limit_s = self._usual_limit(phase)
         self._beat = (step, phase, now, limit_s)
 
-    def _step_limit(self) -> float:
+    def _usual_limit(self, phase: Phase) -> float:
+        least = LIMITS_S.get(phase, LEAST_LIMIT_S)
+        if phase not in (Phase.DATA, Phase.STEP, Phase.EVALUATE):
+            return least
         if self._num_beats <= NUM_FIRST:
             return FIRST_LIMIT_S
-        return max(LEAST_LIMIT_S, SLOWER_THAN_BEFORE * self._longest_s)
+        # Captioning a batch, too, takes what the machine makes of it: measured in steps.
+        return max(least, SLOWER_THAN_BEFORE * self._longest_s)
 
     def __enter__(self) -> "Watchdog":
         if self._store:  # at once, so that even who stops in the first step has said who it is

@@ -7,7 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from shards.format import (
     Manifest,
     ShardEntry,
     Sidecar,
+    image_id_of,
     index_columns,
     read_index,
     read_manifest,
@@ -53,15 +54,18 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
         yield len(index), list(_size_faults(folder, manifest))
         return
     sidecars: list[Sidecar] = []
-    first = 0
+    rows = list(pairwise(index.shard_starts.tolist()))
+    numbers = {shard.file: number for number, shard in enumerate(manifest.shards)}
     found = index_tars(folder, folder / TOKENIZER) if foreign else read_sidecars(folder)
     for sidecar in found:
         faults = list(_sidecar_faults(folder / sidecar.shard, sidecar))
-        faults += _index_faults(sidecar, index, first)
+        # Tars of ours are numbered; among others' one may be gone or new.
+        number = numbers.get(sidecar.shard, len(rows)) if foreign else sidecar.number
+        if number < len(rows):
+            faults += _index_faults(sidecar, index, *rows[number], foreign)
         if not fast and not foreign and size_of(folder / sidecar.shard) == sidecar.num_bytes:
             faults += _shard_faults(folder / sidecar.shard, sidecar, tokenizer)
         yield len(sidecar.members), faults
-        first += len(sidecar.members)
         sidecars.append(replace(sidecar, members=()))
     yield 0, list(_folder_faults(folder, manifest, sidecars, index))
 
@@ -77,7 +81,7 @@ def _folder_faults(
     folder: Path, manifest: Manifest, sidecars: list[Sidecar], index: Index
 ) -> Iterator[str]:
     """Faults of the files that speak for all shards."""
-    yield from _manifest_faults(manifest, describe(folder, sidecars))
+    yield from _manifest_faults(manifest, describe(folder, sidecars), is_foreign(manifest))
     if tokenizer_sha256(folder / TOKENIZER) != sidecars[0].build["tokenizer_sha256"]:
         yield f"{TOKENIZER}: not the tokenizer that the shards were built with"
     listed = {shard.file for shard in manifest.shards} | {s.shard for s in sidecars}
@@ -89,32 +93,34 @@ def _folder_faults(
     if not exists or read_bytes(quarantine) != quarantine_lines(sidecars):
         yield f"{QUARANTINE}: not the records and captions that the sidecars left out"
     starts = [0, *accumulate(sidecar.num_samples for sidecar in sidecars)]
+    command = "index" if is_foreign(manifest) else "finalize"
     if index.shard_starts.tolist() != starts or len(index) != starts[-1]:
         yield (
             f"{INDEX}: {len(index)} samples in {len(index.shard_starts) - 1} shards, not dealt as "
-            f"the sidecars' {starts[-1]} in {len(sidecars)} are; rebuild it with finalize"
+            f"the {starts[-1]} in {len(sidecars)} shards are; rebuild it with {command}"
         )
 
 
-def _manifest_faults(manifest: Manifest, rebuilt: Manifest) -> Iterator[str]:
+def _manifest_faults(manifest: Manifest, rebuilt: Manifest, foreign: bool) -> Iterator[str]:
     """Each field in which a manifest differs from the one that its folder would be given now."""
+    parts = "the tars" if foreign else "the sidecars"
     if manifest.index_sha256 != rebuilt.index_sha256:  # either file may be the damaged one
         yield f"{INDEX}: its sha256 is not the index_sha256 of {MANIFEST}"
     for field in fields(Manifest):
         found, wanted = getattr(manifest, field.name), getattr(rebuilt, field.name)
         if found != wanted and field.name not in ("index_sha256", "shards"):
-            yield f"{MANIFEST}: {field.name} is {found!r}, the sidecars give {wanted!r}"
+            yield f"{MANIFEST}: {field.name} is {found!r}, {parts} give {wanted!r}"
     if len(manifest.shards) != len(rebuilt.shards):
-        yield f"{MANIFEST}: {len(manifest.shards)} shards, {len(rebuilt.shards)} have sidecars"
+        yield f"{MANIFEST}: {len(manifest.shards)} shards, {parts} are of {len(rebuilt.shards)}"
         return
     for entry, should in zip(manifest.shards, rebuilt.shards, strict=True):
         for field in fields(ShardEntry):
             found, wanted = getattr(entry, field.name), getattr(should, field.name)
             if found != wanted:
-                sidecar = sidecar_path(Path(should.file))
+                source = "it" if foreign else f"its sidecar {sidecar_path(Path(should.file))}"
                 yield (
                     f"{MANIFEST}: {field.name} of {should.file} is {found!r}, "
-                    f"its sidecar {sidecar} gives {wanted!r}"
+                    f"{source} gives {wanted!r}"
                 )
 
 
@@ -132,18 +138,35 @@ def _sidecar_faults(path: Path, sidecar: Sidecar) -> Iterator[str]:
             yield f"{name}: {part} is {getattr(sidecar, part)}, there are {wanted}"
 
 
-def _index_faults(sidecar: Sidecar, index: Index, first: int) -> Iterator[str]:
-    beside = sidecar_path(Path(sidecar.shard)).name
+def _index_faults(
+    sidecar: Sidecar, index: Index, first: int, last: int, foreign: bool
+) -> Iterator[str]:
+    """Where the index's rows [first, last) are not what the sidecar, or a foreign tar, gives.
+
+    By key: a sample that is lost or new says nothing of those behind it.
+    """
+    other = "the tar" if foreign else sidecar_path(Path(sidecar.shard)).name
+    left_out = {str(q["image_id"]): q["reason"] for q in sidecar.quarantine if q["caption"] is None}
     columns = index_columns(sidecar.members)
-    last = max(first, min(first + len(sidecar.members), len(index)))
-    for name, wanted in columns.items():
-        found = getattr(index, name)[first:last]
-        for position in np.flatnonzero(found != wanted[: last - first]):
-            key = sidecar.members[position].key
-            yield f"{sidecar.shard}: {key}: {INDEX} says otherwise of {name} than {beside}"
-        if len(sidecar.members) != last - first:
-            yield f"{sidecar.shard}: {INDEX} has {last - first} of {len(sidecar.members)} samples"
-            return
+    given = {key: place for place, key in enumerate(columns["keys"].tolist())}
+    indexed = {key: row for row, key in enumerate(index.keys[first:last].tolist(), first)}
+    for key in indexed:
+        if key not in given:
+            name = key.decode(errors="replace")
+            reason = left_out.get(str(image_id_of(name)))
+            why = f" ({reason})" if reason else ""
+            yield f"{sidecar.shard}: {name}: in {INDEX}, but not in what {other} gives{why}"
+    for key in given:
+        if key not in indexed:
+            yield f"{sidecar.shard}: {key.decode()}: in {other}, but not in {INDEX}"
+    common = [key for key in given if key in indexed]
+    places, rows = [given[key] for key in common], [indexed[key] for key in common]
+    for column, values in columns.items():
+        for differs in np.flatnonzero(getattr(index, column)[rows] != values[places]):
+            name = common[differs].decode()
+            yield f"{sidecar.shard}: {name}: {INDEX} says otherwise of {column} than {other}"
+    if rows != sorted(rows) or (len(given), len(indexed)) != (len(sidecar.members), last - first):
+        yield f"{sidecar.shard}: {INDEX} or {other} has samples twice, or in another order"
 
 
 def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterator[str]:

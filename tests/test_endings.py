@@ -113,3 +113,70 @@ def test_a_signal_to_the_whole_group_commits(
     assert process.wait(timeout=60) == STOPPED
     (commit,) = checkpoint.commits(run / "checkpoints")
     checkpoint.check_commit(commit)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_stop_while_starting_ends_at_once_and_is_not_forgotten(
+    scenes: Scenes, tmp_path: Path, number: signal.Signals, restarts: int
+) -> None:
+    """With restarts to spare the launcher would start anew what the signal ended."""
+    command = train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run",
+                            "--train.epochs", 500)  # fmt: skip
+    command[command.index("train.py") : command.index("train.py")] = [
+        "--max_restarts", str(restarts),
+    ]  # fmt: skip
+    process = psutil.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(process.children()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=45)
+    assert process.returncode == STOPPED
+    assert "Traceback" not in stderr
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_a_stop_before_the_processes_are_started_is_not_forgotten(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    command = train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run")
+    process = psutil.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any("libtorch" in mapped.path for mapped in process.memory_maps()):  # on its way
+        assert time.monotonic() < deadline
+    assert not process.children()
+    process.terminate()
+    _, stderr = process.communicate(timeout=45)
+    assert process.returncode == STOPPED, stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_ends_as_it_is_asked_to_stop_is_done(scenes: Scenes, tmp_path: Path) -> None:
+    """A scheduler must not start again what is done."""
+    process = psutil.Popen(
+        train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run",
+                      "--train.steps", 1),
+        cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    last = tmp_path / "run" / "checkpoints" / "best"
+    deadline = time.monotonic() + 60
+    while not last.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.terminate()
+    _, stderr = process.communicate(timeout=45)
+    assert process.returncode == 0, stderr
+
+
+def test_two_processes_refuse_a_folder_in_use_without_waiting_for_each_other(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    with lock_run_dir(tmp_path / "run"):
+        started = time.monotonic()
+        done = train(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert "in use by another run" in done.stderr
+    assert time.monotonic() - started < 30

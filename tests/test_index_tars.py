@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data import MAX_GAP, EvalDataset, ShardFolder, TrainDataset
-from shards.format import read_index, read_manifest
+from shards.format import INDEX, read_index, read_manifest
 from shards.tokenizer import encode_all
 
 CAPTIONS = ["A red circle on a green background.", "A circle."]
@@ -152,6 +152,27 @@ def test_a_tar_that_changed_since_is_noticed(tars: Path, scenes: Scenes) -> None
     assert found.key(25) in done.stdout
     with pytest.raises(ValueError, match=rf"{path.name}.*{found.key(25)}"):
         ShardFolder(tars).read(25)
+
+
+def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scenes) -> None:
+    """Not even where a whole tar is gone or new: the samples behind it have other numbers now."""
+    index(tars, scenes)
+    found, manifest = read_index(tars), read_manifest(tars)
+    path = tars / manifest.shards[0].file
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(picture(3), bytes(len(picture(3)))))
+    faults = run_shards("verify", tars).stdout.splitlines()
+    about = [line for line in faults if INDEX in line and path.name in line]
+    assert len(about) == 1
+    assert found.key(3) in about[0]
+    assert "format not allowed" in about[0]
+    path.unlink()
+    write_tar(tars / "new.tar", sample("new"))
+    faults = run_shards("verify", tars).stdout.splitlines()
+    about = [line for line in faults if INDEX in line and line.startswith("z.tar")]
+    assert about == []
+    assert any("new.tar" in line for line in faults)
+    assert any(path.name in line for line in faults)
 
 
 def test_what_is_wrong_with_one_sample_costs_that_sample_alone(
