@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, Scenes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
@@ -100,18 +100,26 @@ def test_ranks_and_accumulation_only_deal_the_same_batches_out(cases: int) -> No
         check_case(random_sizes(rng), rng)
 
 
+@settings(max_examples=500)
 @given(orders, st.integers(1, 9), st.integers(0, 40), st.data())
 def test_chains_of_resumes_on_other_numbers_of_ranks_go_on_in_order(
     order: Order, per_stream: int, num_steps: int, data: st.DataObject
 ) -> None:
-    """W1 -> W2 -> W3 and on, at any step, compared unsorted with a run that never stopped."""
+    """W1 -> W2 -> W3 and on, compared unsorted with a run that never stopped.
+
+    Of the stops, at any step, two or more are in one epoch.
+    """
     batch_size = per_stream * order.streams
     num_slots = num_steps * batch_size if order.num_samples else 0
     whole = [
         global_batch(order, step, batch_size, num_slots).tolist()
         for step in range(num_steps if order.num_samples else 0)
     ]
-    stops = data.draw(st.lists(st.integers(0, len(whole)), min_size=2, max_size=5).map(sorted))
+    first = data.draw(st.integers(0, len(whole)))
+    epoch_end = (first * batch_size // order.num_samples + 1) * order.num_samples if whole else 0
+    second = data.draw(st.integers(first, min(max(first, epoch_end // batch_size), len(whole))))
+    more = data.draw(st.lists(st.integers(0, len(whole)), max_size=3))
+    stops = sorted([first, second, *more])
     chained = []
     for start, stop in zip([0, *stops], [*stops, len(whole)], strict=True):
         world_size, parts = data.draw(st.integers(1, 16)), data.draw(st.integers(1, 8))
