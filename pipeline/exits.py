@@ -14,6 +14,9 @@ STOPPED = 85  # asked to stop; everything is committed, start the same command a
 # What asks a run to stop: the launcher passes them on, the training answers them.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
+# The process that started this one. The programs import this file first, while it surely lives.
+LAUNCHER = os.getppid()
+
 # Environment variables by which the launcher and its processes agree on a stop.
 STOP_ASKED = "CAPSTREAM_STOP_ASKED"  # set for processes that start when it was already asked for
 STOPPED_MARK = "CAPSTREAM_STOPPED_MARK"  # names a file that says that the processes stopped early

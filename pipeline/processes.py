@@ -1,6 +1,9 @@
 """The processes of a run, joined by accelerate: NCCL between GPUs, gloo between CPU processes."""
 
 import os
+import sys
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +12,10 @@ import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # with gloo
+
+from pipeline.exits import LAUNCHER
+
+JOIN_LIMIT_S = 900.0  # a scheduler may start the machines of a run minutes apart
 
 # Longer than anything that the watchdog lets a process wait for, such as another's scoring: it
 # finds a hang sooner, and by name.
@@ -24,6 +31,10 @@ def join_processes(precision: str = "fp32") -> Accelerator:
     Raises:
         RuntimeError: the launcher started several processes that cannot be joined.
     """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    joined = threading.Event()
+    if launched > 1:
+        threading.Thread(target=_end_unless_joined, args=(joined,), daemon=True).start()
     on_cpu = not torch.cuda.is_available()
     _forget_the_dead("gloo" if on_cpu else "nccl")
     accelerator = Accelerator(
@@ -37,13 +48,33 @@ def join_processes(precision: str = "fp32") -> Accelerator:
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    joined.set()
     if accelerator.num_processes != launched:
         raise RuntimeError(
             f"the launcher started {launched} processes, but accelerate joined "
             f"{accelerator.num_processes}; launch with a configuration from launch/"
         )
     return accelerator
+
+
+def _end_unless_joined(joined: threading.Event) -> None:
+    """End this process where the others never come: the group alone would wait for hours."""
+    start = time.monotonic()
+    while not joined.wait(1.0):
+        if os.getppid() != LAUNCHER:
+            why = "the launcher is gone"
+        elif time.monotonic() - start > JOIN_LIMIT_S:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            why = (
+                f"the {os.environ['WORLD_SIZE']} processes have not found each other in "
+                f"{JOIN_LIMIT_S:.0f} s: one has not started, or cannot reach {address}"
+            )
+        else:
+            continue
+        try:
+            print(f"rank {os.environ['RANK']}: {why}; ending", file=sys.stderr, flush=True)
+        finally:  # also where nobody is left to read it
+            os._exit(1)
 
 
 def _forget_the_dead(backend: str) -> None:

@@ -23,6 +23,7 @@ from types import TracebackType
 
 import psutil
 
+from pipeline.exits import LAUNCHER
 from pipeline.processes import launcher_store
 
 HEARTBEAT_S = 2.0
@@ -124,7 +125,6 @@ class Watchdog:
         self._beat = (0, Phase.DATA, time.monotonic(), FIRST_LIMIT_S)
         self._num_beats = 0
         self._longest_s = 0.0
-        self._launcher = os.getppid()
         self._closed = threading.Event()
         self._suspect: tuple[int, int, Phase] | None = None  # rank, step and phase
         self._suspected = 0.0  # since when
@@ -265,7 +265,7 @@ class Watchdog:
             elif self._is_sure(fault, now):
                 assert fault is not None
                 self._end_for(*fault)
-            elif self._store and os.getppid() != self._launcher:
+            elif self._store and os.getppid() != LAUNCHER:
                 self._end("the launcher is gone; ending")
             elif self._store and now - self._exchanged > LOST_S:
                 self._end(
@@ -315,7 +315,7 @@ def _kill_brother(pid: int) -> None:
     """
     try:
         process = psutil.Process(pid)
-        if process.ppid() == os.getppid():
+        if process.ppid() == LAUNCHER:
             process.kill()
     except psutil.Error:  # ended in this moment, or nobody's to end
         return

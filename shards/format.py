@@ -332,7 +332,8 @@ def _map_npz(path: Path) -> dict[str, np.ndarray]:
             if shape == (0,):  # an empty file cannot be mapped
                 arrays[name] = np.empty(shape, dtype)
             else:
-                arrays[name] = np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+                mapped = np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+                arrays[name] = np.asarray(mapped)  # the class itself is slow to take a number from
     return arrays
 
 

@@ -180,3 +180,21 @@ def test_two_processes_refuse_a_folder_in_use_without_waiting_for_each_other(
     assert done.returncode == 2
     assert "in use by another run" in done.stderr
     assert time.monotonic() - started < 30
+
+
+def test_processes_that_start_without_their_launcher_end(scenes: Scenes, tmp_path: Path) -> None:
+    """Killed outright, it keeps no store in which they could find each other."""
+    launcher = psutil.Popen(
+        train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run",
+                      "--train.epochs", 500),
+        cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(ranks := launcher.children()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(0.5)  # they import torch
+    launcher.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    assert "the launcher is gone" in launcher.communicate()[1]
