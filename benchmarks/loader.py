@@ -1,32 +1,32 @@
 """How fast pictures are loaded: random 224-px crops out of 256-px shards, by two processes.
 
-    python benchmarks/loader.py
+    python benchmarks/loader.py [--peers PYTHON]
 
 Side by side: Capstream's loader with its workers; the bare work of as many processes, decoding and
-cropping JPEG bytes that lie in memory; webdataset's documented pipeline on the same tars.
+cropping JPEG bytes that lie in memory; webdataset's documented pipeline on the same tars; litdata
+and MosaicML Streaming with the bare work's decoder, where a Python is named that has them.
 """
 
 import argparse
 import multiprocessing
 import random
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import psutil
-import simplejpeg
 import torch
 import webdataset
 from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.batches import BATCH_SIZE, MIN_CROP, SIZE, consume, decode_and_crop
+from benchmarks.peers import PEERS, Peers, add_peers_option, chosen_peers
 from benchmarks.pictures import add_picture_options, make_shards, trainer_batches
 from benchmarks.side_by_side import (
     Result,
@@ -40,17 +40,13 @@ from pipeline.config import DataConfig
 from pipeline.data import ShardFolder
 from pipeline.loader import start_worker_server
 
-BATCH_SIZE = 48
-SIZE = 224
-MIN_CROP = 0.875
-WARM_UP_BATCHES = 24  # more than lie ready when a loader has filled its queues
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_picture_options(parser, samples=1500)
     parser.add_argument("--workers", type=int, default=2, help="processes of each variant")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each repetition")
+    add_peers_option(parser)
     add_common_options(parser)
     arguments = parser.parse_args()
     facts = machine_facts()
@@ -59,25 +55,37 @@ def main() -> None:
     torch.set_num_threads(1)
     start_worker_server()  # as train.py does
     seconds, workers = arguments.seconds, arguments.workers
-    with tempfile.TemporaryDirectory() as folder:
-        shards, facts["pictures"] = make_shards(arguments, Path(folder), 250, workers)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shards, facts["pictures"] = make_shards(arguments, folder, 250, workers)
         jpegs = _all_jpegs(shards)
-        measured = take_turns(
-            {
-                "capstream": lambda: _consume(_capstream(shards, workers), workers, seconds),
-                "bare work": lambda: _bare_work(jpegs, workers, seconds),
-                "webdataset": lambda: _consume(
-                    webdataset_batches(shards, workers), workers, seconds
-                ),
-            },
-            arguments.repetitions,
-        )
+        variants: dict[str, Callable[[], Result]] = {
+            "capstream": lambda: consume(_capstream(shards, workers), workers, seconds),
+            "bare work": lambda: _bare_work(jpegs, workers, seconds),
+            "webdataset": lambda: consume(webdataset_batches(shards, workers), workers, seconds),
+        }
+        peers = chosen_peers(arguments.peers, folder / "peers")
+        if peers:
+            facts.update(peers.store(shards))
+            variants |= {title: _peer(peers, title, workers, seconds) for title in PEERS}
+        measured = take_turns(variants, arguments.repetitions)
     facts["workers"] = workers
-    ratios = {
-        "capstream / bare work": (ratio(measured, 0, 1), 0.6),
-        "capstream / webdataset": (ratio(measured, 0, 2), 3.0),
+    ratios: dict[str, tuple[float, float | None]] = {
+        "capstream / bare work": (ratio(measured, 0, 1), 0.85),
+        "capstream / webdataset": (ratio(measured, 0, 2), 5.0),
     }
+    if peers:
+        ratios["capstream / litdata"] = (ratio(measured, 0, 3), 1.5)
+        ratios["capstream / MosaicML Streaming"] = (ratio(measured, 0, 4), None)
     report(facts, measured, ratios, arguments.json)
+
+
+def _peer(peers: Peers, title: str, workers: int, seconds: float) -> Callable[[], Result]:
+    def measure() -> Result:
+        rate, others = peers.run("rate", PEERS[title], workers=workers, seconds=seconds)
+        return rate, others
+
+    return measure
 
 
 def _all_jpegs(shards: Path) -> list[bytes]:
@@ -121,20 +129,6 @@ def webdataset_batches(shards: Path, workers: int) -> Iterator[int]:
         yield len(images)
 
 
-def _consume(batches: Iterator[int], workers: int, seconds: float) -> Result:
-    """Take batches as fast as they come, once the first, made beforehand, are gone."""
-    for _ in range(WARM_UP_BATCHES):
-        next(batches)
-    num_images, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        num_images += next(batches)
-    processes = psutil.Process().children(recursive=True)  # also the server that forks ours
-    processes.sort(key=psutil.Process.create_time)
-    private = statistics.median(p.memory_full_info().uss for p in processes[-workers:])
-    batches.close()  # ends the workers
-    return num_images / elapsed, {"private MB a worker": private / 1e6}
-
-
 def _bare_work(jpegs: list[bytes], workers: int, seconds: float) -> Result:
     context = multiprocessing.get_context("fork")  # shares the pictures' bytes
     rates = context.SimpleQueue()
@@ -155,19 +149,13 @@ def _decode_and_crop(
     jpegs: list[bytes], seed: int, seconds: float, barrier: Any, rates: Any
 ) -> None:
     """Decode pictures into the same batch again and again; put images/s into `rates`."""
-    draw = random.Random(seed)
+    random.seed(seed)
     batch = np.zeros((BATCH_SIZE, SIZE, SIZE, 3), dtype=np.uint8)
     barrier.wait()
     num_images, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         for row in batch:
-            jpeg = draw.choice(jpegs)
-            pixels = simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True, fastupsample=True)
-            height, width = pixels.shape[:2]
-            side = round(min(height, width) * draw.uniform(MIN_CROP, 1.0))
-            top, left = draw.randint(0, height - side), draw.randint(0, width - side)
-            crop = pixels[top : top + side, left : left + side]
-            cv2.resize(crop, (SIZE, SIZE), dst=row, interpolation=cv2.INTER_LINEAR)
+            decode_and_crop(random.choice(jpegs), row)
         num_images += len(batch)
     rates.put(num_images / elapsed)
 
