@@ -5,9 +5,10 @@
 `loader.py` and `resume.py` run this by their option `--peers`; each job is a process of its own and
 prints JSON. The jobs: `store` shards in the formats of both, `rate`, `state` and `first-batch`.
 
-Both get what their documentation advises: JPEG bytes stored as they are, chunks of the default
-64 MB, which are read where they lie, a shuffle, their own stateful loaders. Crops are handed over
-as arrays of bytes, made by the decoder and the interpolation that Capstream uses.
+Both get what their documentation advises: bytes stored as they are, chunks of the default 64 MB,
+which are read where they lie, a shuffle, their own stateful loaders. They do a captioner's work:
+crops are handed over as arrays of bytes, made by the decoder and the interpolation that Capstream
+uses, and beside them the captions' tokens, padded.
 """
 
 import argparse
@@ -28,7 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.batches import BATCH_SIZE, SIZE, consume, decode_and_crop
 
+NUM_CAPTIONS, NUM_TOKENS = 5, 32  # an image, and a caption at the most
 EPOCH_IMAGES = 60_000  # the least when measuring a rate: no epoch ends meanwhile, as in our run
+
+Transform = Callable[[dict[str, bytes]], Any]
 
 
 def main() -> None:
@@ -50,7 +54,7 @@ def main() -> None:
         answer: Any = _store(arguments.shards, stored, workers)
     elif arguments.job == "rate":
         repeats = -(-EPOCH_IMAGES // _num_images(stored))
-        loader = LOADERS[arguments.peer](stored, workers, _random_crop, repeats)
+        loader = LOADERS[arguments.peer](stored, workers, _example, repeats)
         answer = consume(_endlessly(loader), workers, arguments.seconds)
     elif arguments.job == "state":
         answer = _write_state(arguments.peer, stored, workers, arguments.share)
@@ -60,20 +64,26 @@ def main() -> None:
 
 
 def _store(shards: Path, stored: Path, workers: int) -> dict[str, str]:
-    """Write the shards' JPEG bytes in both formats. Returns the versions of what wrote them."""
+    """Write the shards' pictures and captions, byte for byte, in both formats.
+
+    Returns:
+        The versions of what wrote them.
+    """
     from litdata import optimize
     from streaming import MDSWriter
 
     tars = sorted(map(str, shards.glob("*.tar")))
     optimize(
-        fn=_jpegs, inputs=tars, output_dir=str(stored / "litdata"), chunk_bytes="64MB",
+        fn=_samples, inputs=tars, output_dir=str(stored / "litdata"), chunk_bytes="64MB",
         num_workers=workers, verbose=False,
     )  # fmt: skip
     num_images = 0
-    with MDSWriter(columns={"jpg": "bytes"}, out=str(stored / "mosaicml")) as writer:
+    with MDSWriter(
+        columns={"jpg": "bytes", "json": "bytes"}, out=str(stored / "mosaicml")
+    ) as writer:
         for tar in tars:
-            for jpeg in _jpegs(tar):
-                writer.write({"jpg": jpeg})
+            for sample in _samples(tar):
+                writer.write(sample)
                 num_images += 1
     (stored / "count.json").write_text(json.dumps(num_images))
     versions = {
@@ -82,26 +92,35 @@ def _store(shards: Path, stored: Path, workers: int) -> dict[str, str]:
     return {**versions, "peers' torch": torch.__version__}
 
 
-def _jpegs(tar: str) -> Iterator[bytes]:
+def _samples(tar: str) -> Iterator[dict[str, bytes]]:
+    """Each picture, `jpg`, with the `json` of its captions and tokens."""
     with tarfile.open(tar) as opened:
-        for member in opened:
-            if member.name.endswith(".jpg"):
-                content = opened.extractfile(member)
-                assert content is not None  # it is no folder
-                yield content.read()
+        members = iter(opened)
+        for picture, captions in zip(members, members, strict=True):
+            files = opened.extractfile(picture), opened.extractfile(captions)
+            assert files[0] is not None  # it is no folder
+            assert files[1] is not None
+            yield {"jpg": files[0].read(), "json": files[1].read()}
 
 
 def _num_images(stored: Path) -> int:
     return int(json.loads((stored / "count.json").read_text()))
 
 
-def _random_crop(jpeg: bytes) -> np.ndarray:
-    out = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
-    decode_and_crop(jpeg, out)
-    return out
+def _example(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+    decode_and_crop(sample["jpg"], pixels)
+    tokens = np.zeros((NUM_CAPTIONS, NUM_TOKENS), dtype=np.int64)
+    for row, ids in zip(tokens, json.loads(sample["json"])["tokens"], strict=False):
+        row[: len(ids)] = ids[:NUM_TOKENS]
+    return pixels, tokens
 
 
-def _litdata(stored: Path, workers: int, transform: Callable[[bytes], Any], repeats: int) -> Any:
+def _undecoded(sample: dict[str, bytes]) -> int:
+    return len(sample["jpg"])
+
+
+def _litdata(stored: Path, workers: int, transform: Transform, repeats: int) -> Any:
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(
@@ -114,12 +133,12 @@ def _litdata(stored: Path, workers: int, transform: Callable[[bytes], Any], repe
     return StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
 
 
-def _mosaicml(stored: Path, workers: int, transform: Callable[[bytes], Any], repeats: int) -> Any:
+def _mosaicml(stored: Path, workers: int, transform: Transform, repeats: int) -> Any:
     from streaming import Stream, StreamingDataLoader, StreamingDataset
 
     class Pictures(StreamingDataset):
         def __getitem__(self, at: int) -> Any:
-            return transform(super().__getitem__(at)["jpg"])
+            return transform(super().__getitem__(at))
 
     stream = Stream(local=str(stored / "mosaicml"), repeat=repeats)
     dataset = Pictures(streams=[stream], shuffle=True, batch_size=BATCH_SIZE)
@@ -140,8 +159,8 @@ def _import_peer(peer: str) -> None:
 
 def _endlessly(loader: Any) -> Iterator[int]:
     while True:
-        for batch in loader:
-            yield len(batch)
+        for pixels, _ in loader:
+            yield len(pixels)
 
 
 def _state_file(peer: str, stored: Path) -> Path:
@@ -153,7 +172,7 @@ def _write_state(peer: str, stored: Path, workers: int, share: float) -> int:
 
     Pictures are not decoded, which the state knows nothing of.
     """
-    loader = LOADERS[peer](stored, workers, len, 1)
+    loader = LOADERS[peer](stored, workers, _undecoded, 1)
     batches = iter(loader)
     steps = int(share * _num_images(stored)) // BATCH_SIZE
     for _ in range(steps):
@@ -165,11 +184,11 @@ def _write_state(peer: str, stored: Path, workers: int, share: float) -> int:
 def _first_batch(peer: str, stored: Path, workers: int, share: float) -> float:
     """Seconds from the loader's making to its first batch, after a share of the epoch if any."""
     start = time.perf_counter()
-    loader = LOADERS[peer](stored, workers, _random_crop, 1)
+    loader = LOADERS[peer](stored, workers, _example, 1)
     if share:
         loader.load_state_dict(json.loads(_state_file(peer, stored).read_text()))
-    batch = next(iter(loader))
-    assert batch.shape == (BATCH_SIZE, SIZE, SIZE, 3)
+    pixels, _ = next(iter(loader))
+    assert pixels.shape == (BATCH_SIZE, SIZE, SIZE, 3)
     return time.perf_counter() - start
 
 

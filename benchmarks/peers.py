@@ -1,4 +1,4 @@
-"""Litdata and MosaicML Streaming as variants of a benchmark, in an environment of their own.
+"""litdata and MosaicML Streaming as variants of a benchmark, in an environment of their own.
 
 They are no dependency of ours: whoever wants them measured names a Python that has them.
 """
