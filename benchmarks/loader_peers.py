@@ -111,7 +111,7 @@ def _example(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
     pixels = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
     decode_and_crop(sample["jpg"], pixels)
     tokens = np.zeros((NUM_CAPTIONS, NUM_TOKENS), dtype=np.int64)
-    for row, ids in zip(tokens, json.loads(sample["json"])["tokens"], strict=False):
+    for row, ids in zip(tokens, json.loads(bytes(sample["json"]))["tokens"], strict=False):
         row[: len(ids)] = ids[:NUM_TOKENS]
     return pixels, tokens
 
