@@ -12,7 +12,6 @@ looks for room removes it.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -20,9 +19,11 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.exits import ExplainedError
 from shards.atomic import fsync_folder
 from shards.format import (
     INDEX,
@@ -33,9 +34,24 @@ from shards.format import (
     read_manifest,
     write_manifest,
 )
-from shards.storage import ATTEMPTS, fetch, is_remote, location, persistently
+from shards.storage import (
+    ATTEMPTS,
+    DISK_FULL,
+    LastingError,
+    fetch,
+    is_remote,
+    location,
+    persistently,
+)
 
 WAIT_S = 0.1  # between looks for room that others' downloads take
+
+
+PATIENCE_S = 600.0  # with a store that does not answer, before a run is ended for it
+
+
+class FetchError(ExplainedError, OSError):
+    """A file of a data set cannot be had, or is another; the message says what to do."""
 
 
 class _DiffersError(OSError):
@@ -59,7 +75,7 @@ class ShardCache:
         descriptor stays good when the shard is evicted.
 
         Raises:
-            OSError: it cannot be fetched, or is not what the manifest lists; names the URL.
+            FetchError: it cannot be fetched, or is not what the manifest lists.
         """
         shard = self.shards[number]
         path = self.folder / shard.file
@@ -188,13 +204,22 @@ def _fetch_verified(
     """Fetch the file `name` of a data set over `local`, and onto the disk.
 
     Raises:
-        OSError: it cannot be had, or not as the manifest lists it; says what to do.
+        FetchError: it cannot be had, or not as the manifest lists it.
     """
     # Made here, where it is used: a store's connection does not survive a fork or a pickle.
     source = location(url) / name
+    differing = count(1)
 
     def attempt() -> None:
         fetch(source, local)
+        try:
+            check()
+        except _DiffersError as error:  # cut short, or replaced: more attempts than a few tell
+            if next(differing) < ATTEMPTS:
+                raise
+            raise LastingError(str(error)) from error
+
+    def check() -> None:
         with open(local, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if num_bytes not in (None, size):
@@ -205,9 +230,9 @@ def _fetch_verified(
             os.fsync(file.fileno())
 
     try:
-        persistently(source, attempt)
+        persistently(source, attempt, PATIENCE_S)
     except OSError as error:
-        raise OSError(_explain(source, local, error)) from error
+        raise FetchError(_explain(source, local, error)) from error
 
 
 def _explain(source: Path, local: Path, error: OSError) -> str:
@@ -223,7 +248,7 @@ def _explain(source: Path, local: Path, error: OSError) -> str:
             f"{source}: is not there, but {MANIFEST} lists it. Put it back and start the same "
             "command again; `python -m shards verify` tells what else is missing"
         )
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
         return f"{local.parent}: the disk is full; lower cache_gb, or name another cache_dir"
     return f"{source}: cannot be fetched ({error}); the same command goes on when it can be again"
 

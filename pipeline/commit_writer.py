@@ -10,6 +10,11 @@ from typing import Any, Self
 import torch
 
 from pipeline import checkpoint
+from pipeline.exits import ExplainedError
+
+
+class CommitError(ExplainedError, RuntimeError):
+    """A commit could not be written."""
 
 
 class CommitWriter:
@@ -49,7 +54,7 @@ class CommitWriter:
         """Copy the state, and write it from now on. The arguments are `checkpoint.commit`'s.
 
         Raises:
-            RuntimeError: the commit before this one failed.
+            CommitError: the commit before this one failed.
         """
         self.wait()
         self._last_start = time.monotonic()
@@ -62,10 +67,10 @@ class CommitWriter:
         """Raise what a commit has failed of, if one has; waits for nothing.
 
         Raises:
-            RuntimeError: names the folder; its cause is the error itself.
+            CommitError: names the folder; its cause is the error itself.
         """
         if self._failure is not None:
-            raise RuntimeError(self._failed()) from self._failure
+            raise CommitError(self._failed()) from self._failure
 
     def wait(self) -> None:
         """Wait until the commit under way, if any, is on the disk. Raises as `check` does."""

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from pipeline.cache import ShardCache
 from pipeline.config import DataConfig
+from pipeline.exits import ExplainedError
 from pipeline.images import center_crop, training_crop
 from pipeline.order import EMPTY_SLOT, keyed_bytes, keyed_permutation
 from shards.format import TOKENIZER, image_id_of, read_index, read_manifest
@@ -53,7 +54,7 @@ class EvalBatch(NamedTuple):
     bad: list[str]  # what was left out, each with its tar, key and reason
 
 
-class TooManyBadError(RuntimeError):
+class TooManyBadError(ExplainedError, RuntimeError):
     """More samples are damaged than `data.max_bad` allows."""
 
 

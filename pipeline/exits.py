@@ -26,6 +26,10 @@ STOPPED_MARK = "CAPSTREAM_STOPPED_MARK"  # names a file that says that the proce
 HEAD_START_S = 5.0
 
 
+class ExplainedError(Exception):
+    """Ends a run for a cause outside of the program: the message says all, and no trace helps."""
+
+
 def answer_stop() -> int:
     """Tell the launcher that this process stops early, because it was asked to.
 

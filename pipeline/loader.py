@@ -16,6 +16,7 @@ from pipeline.ahead import read_ahead
 from pipeline.buffers import BatchInBuffer, SharedBuffers
 from pipeline.data import Batch, EvalBatch, EvalDataset, ShardFolder, TrainDataset
 from pipeline.exits import STOP_SIGNALS
+from pipeline.machine import ranks_of_this_machine
 from pipeline.order import shards_needed
 from pipeline.shares import MicroBatchSampler, streams_of_ranks
 
@@ -104,12 +105,6 @@ def train_loader(
 
     loader = _train_batches(dataset, sampler, workers, pin_memory)
     return _fetching_ahead(loader, dataset.shards, needed)
-
-
-def ranks_of_this_machine(rank: int) -> range:
-    """The ranks that share a machine with `rank`: the launcher numbers them one after the other."""
-    first = rank - int(os.environ.get("LOCAL_RANK", "0"))
-    return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _fetching_ahead(

@@ -262,9 +262,12 @@ def main() -> int:
 def _ids_of_steps(arguments: argparse.Namespace) -> Iterator[tuple[int, list[int | str]]]:
     for name, least in (
         ("global_batch_size", 1), ("shuffle_block", 1), ("streams", 1), ("first_step", 0),
+        ("steps", 1),
     ):  # fmt: skip
-        if getattr(arguments, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more")
+        if not least <= getattr(arguments, name) < 1 << 31:
+            raise ValueError(f"--{name.replace('_', '-')}: must be {least} or more, and a count")
+    if arguments.global_batch_size % arguments.streams:
+        raise ValueError("--streams: must divide --global-batch-size, as in training")
     folder = location(arguments.shards)
     manifest, index = read_manifest(folder), read_index(folder)
     if len(index) == 0:

@@ -5,6 +5,7 @@ Nothing here starts a process group or touches a GPU, so that a mistake costs a 
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from pipeline import checkpoint
 from pipeline.cache import local_folders
 from pipeline.config import Config, DataConfig, load_config
 from pipeline.data import ShardFolder
-from pipeline.loader import EVAL_SHARDS, ranks_of_this_machine
+from pipeline.loader import EVAL_SHARDS
+from pipeline.machine import ranks_of_this_machine
 from pipeline.model.captioner import Captioner
 from pipeline.order import ALGORITHM
 from pipeline.run_lock import lock_run_dir
 from pipeline.shares import streams_of_ranks
+from shards.index_tars import unlisted_tars
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ def prepare(config: Config) -> Run:
     )
     num_steps = -(-int(num_slots) // batch_size)
     _make_run_dir(Path(config.run_dir))
-    lock = lock_run_dir(Path(config.run_dir)) if os.environ.get("RANK", "0") == "0" else None
+    first = os.environ.get("RANK", "0") == "0"
+    lock = lock_run_dir(Path(config.run_dir)) if first else None
+    if first:
+        _tell_unread_tars(train_shards, val_shards)
     commit, damaged = _commit_to_resume(config)
     if commit:
         _check_continues(commit, config, train_shards, int(num_slots), num_steps)
@@ -105,6 +111,17 @@ def _open_shards(data: DataConfig) -> tuple[ShardFolder, ShardFolder | None]:
     found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
     shards = [ShardFolder(folder, cache) for folder, cache in found]
     return shards[0], shards[1] if data.val else None
+
+
+def _tell_unread_tars(*opened: ShardFolder | None) -> None:
+    for shards in opened:
+        if shards and shards.foreign and not shards.cache:
+            for name in unlisted_tars(shards.folder, shards.manifest):
+                print(
+                    f"{shards.folder / name}: came after the index, and is not read; `python -m "
+                    "shards index` takes it in, for a new run",
+                    file=sys.stderr,
+                )
 
 
 def _make_run_dir(path: Path) -> None:

@@ -15,10 +15,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from pipeline.data import Batch
+from pipeline.exits import ExplainedError
 from pipeline.loss import caption_loss, count_tokens
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(ExplainedError, ArithmeticError):
     """The loss or the gradient is not a number; the weights are still those of the step before."""
 
 

@@ -23,7 +23,8 @@ from types import TracebackType
 
 import psutil
 
-from pipeline.exits import LAUNCHER
+from pipeline.exits import LAUNCHER, ExplainedError
+from pipeline.machine import ranks_of_this_machine
 from pipeline.processes import launcher_store
 
 HEARTBEAT_S = 2.0
@@ -184,14 +185,39 @@ class Watchdog:
     ) -> None:
         self._closed.set()
         if error is not None:
-            said = str(error).strip().splitlines()
-            self._tell(f"rank {self.rank} ended with {type(error).__name__}: {(said or [''])[0]}")
+            self._end_with(error)
             return
         self.beat(0, Phase.DONE)
         if self._store and self._exchanger:
             self._exchanger.join(timeout=2 * HEARTBEAT_S)  # its last word must not come after ours
             with contextlib.suppress(RuntimeError):  # the launcher's store may be gone already
                 self._store.set(f"{self._prefix}/{self.rank}", self._message(sys.maxsize))
+
+    def _end_with(self, error: BaseException) -> None:
+        """Tell why the block is left. Leaves the trace out where it would only hide the cause."""
+        said = f"rank {self.rank} ended with {type(error).__name__}: {_said_by(error)}"
+        # torch calls by this name what a collective operation meets when another process is gone.
+        from_afar = isinstance(error, RuntimeError) and not isinstance(error, ExplainedError)
+        lost = self._find_lost() if from_afar and self._store else None
+        self._tell(lost or said)
+        if isinstance(error, ExplainedError) or (from_afar and self._verdict not in ("", said)):
+            sys.exit(FAULT)
+
+    def _find_lost(self) -> str | None:
+        """A process of this machine that is no more, and what it was at.
+
+        Looks for two seconds, in which those of other machines may find theirs and say so first.
+        """
+        for _ in range(20):
+            for rank in ranks_of_this_machine(self.rank):
+                state = self._states[rank]
+                if rank != self.rank and state.phase != Phase.DONE and _is_gone(state.pid):
+                    return (
+                        f"rank {rank} (process {state.pid}) is gone, killed or without a word; "
+                        f"when last heard of it was {DOING[state.phase]} in step {state.step}"
+                    )
+            time.sleep(0.1)
+        return None
 
     # ------------------------------------------------------------------ between the processes
 
@@ -237,7 +263,9 @@ class Watchdog:
             teller.start()
             teller.join(timeout=3.0)
             if self._verdict and self._verdict != verdict:
-                said = f"{verdict}; before it {self._verdict}"
+                about_us = verdict.startswith(f"rank {self.rank} ")
+                said = f"{verdict}; before it" if about_us else "ending, because"
+                said = f"{said} {self._verdict}"
         with contextlib.suppress(OSError):  # nobody is left to read it: the end must go on
             print(f"\nrank {self.rank}: {said}", file=sys.stderr, flush=True)
 
@@ -306,6 +334,21 @@ class Watchdog:
             sys.stdout.flush()
         finally:  # also where nobody is left to read what is printed
             os._exit(FAULT)  # the main thread may hang where no exception reaches it
+
+
+def _said_by(error: BaseException) -> str:
+    """The first line of an error's message; of one that a loader process met, its own."""
+    lines = str(error).strip().splitlines() or [""]
+    if lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
+        return lines[-1].partition(": ")[2]
+    return lines[0]
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _kill_brother(pid: int) -> None:

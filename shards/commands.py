@@ -144,7 +144,8 @@ def index(arguments: Namespace) -> int:
 
 def check(arguments: Namespace) -> int:
     """Verify a data set."""
-    total = read_manifest(arguments.dir).num_samples
+    manifest = read_manifest(arguments.dir)
+    total = manifest.num_samples
     with tqdm(total=total, desc="verifying", unit=" images") as bar:
         faults = []
         for num_checked, found in verify(arguments.dir, arguments.fast):
@@ -154,7 +155,12 @@ def check(arguments: Namespace) -> int:
         print(json.dumps({"images": total, "faults": faults}))
     else:
         print("\n".join([*faults, f"{arguments.dir}: {total:,} images, {len(faults)} faults"]))
-        if faults:
+        if faults and is_foreign(manifest):
+            print(
+                "A tar that is damaged or gone has to come from where it once came from; where the "
+                "folder is as it should be, index it again."
+            )
+        elif faults:
             print("To mend a tar, remove it with its .json and run the same build again.")
     return 1 if faults else 0
 

@@ -21,7 +21,7 @@ from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, is_utf8, source_sha256
 from shards.sources.tars import list_tars, read_tars
-from shards.storage import local_copy, size_of
+from shards.storage import local_copy, persistently, size_of
 from shards.tokenizer import UNK, load_tokenizer, tokenizer_sha256
 
 AS_IT_IS = ImagePolicy(resize_short=0, quality=90)  # keeps the bytes of what can be read as it is
@@ -30,6 +30,13 @@ AS_IT_IS = ImagePolicy(resize_short=0, quality=90)  # keeps the bytes of what ca
 def is_foreign(manifest: Manifest) -> bool:
     """Whether the tars of a data set were made by others."""
     return manifest.image_policy == FOREIGN
+
+
+def unlisted_tars(folder: Path, manifest: Manifest) -> list[str]:
+    """Tars in the folder of a data set that are not of it."""
+    listed = {shard.file for shard in manifest.shards}
+    found = persistently(folder, lambda: sorted(path.name for path in folder.glob("*.tar")))
+    return [name for name in found if name not in listed]
 
 
 def index_tars(folder: Path, tokenizer: Path) -> Iterator[Sidecar]:

@@ -6,20 +6,31 @@ machine's disk is fetched.
 """
 
 import contextlib
+import errno
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.2  # doubled after each attempt: 6 s in all
+LONGEST_PAUSE_S = 15.0
+
+
+class LastingError(OSError):
+    """A failure that asking again has proved not to mend."""
+
 
 # Asking again does not change these answers.
 LASTING_ERRORS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, MemoryError,
+    LastingError,
 )  # fmt: skip
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
 
@@ -40,6 +51,8 @@ def location(text: str) -> Path:
         _ = path.fs  # connects to nothing, but needs the scheme's library
         if path.protocol in ("file", "local"):
             return Path(path.path)
+    except ValueError as error:
+        raise ValueError(f"{text}: no path, and no kind of URL that is known ({error})") from None
     except ImportError as error:
         raise ValueError(
             f"{text}: needs more libraries, pip install 'capstream[remote]' ({error})"
@@ -171,24 +184,37 @@ def fetch(path: Path, local: Path) -> None:
     _fs(path).get_file(str(path), str(local), **options)
 
 
-def persistently(path: Path, action: Callable[[], T]) -> T:
+def persistently(path: Path, action: Callable[[], T], patience_s: float = 0.0) -> T:
     """Do something with a path; from afar again after a pause, when it fails for what may pass.
 
+    Args:
+        patience_s: go on for so long, where the usual attempts are over sooner; says so.
     Raises:
         OSError: it failed.
     """
     if not is_remote(path):
         return action()
-    for attempt in range(1, ATTEMPTS + 1):
+    start = time.monotonic()
+    for attempt in count(1):
         try:
             return action()
-        except LASTING_ERRORS:
-            raise
         except Exception as error:  # every store's library has its own kinds
+            if isinstance(error, LASTING_ERRORS) or getattr(error, "errno", None) in DISK_FULL:
+                raise
+            waited_s = time.monotonic() - start
+            if attempt >= ATTEMPTS and waited_s > patience_s:
+                raise OSError(
+                    f"{path}: failed {attempt} times in {waited_s:.0f} s, at last with: {error}"
+                ) from error
             if attempt == ATTEMPTS:
-                raise OSError(f"{path}: failed {ATTEMPTS} times, at last with: {error}") from error
-            time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
-    raise AssertionError("the last attempt returns or raises")
+                print(
+                    f"{path}: failed {attempt} times ({error}); trying on for up to "
+                    f"{patience_s / 60:.0f} minutes",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S))
+    raise AssertionError("an attempt returns or raises")
 
 
 def _fs(path: Any) -> Any:

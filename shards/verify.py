@@ -30,7 +30,7 @@ from shards.format import (
     sidecar_path,
 )
 from shards.images import BadImageError, decode_rgb
-from shards.index_tars import index_tars, is_foreign
+from shards.index_tars import index_tars, is_foreign, unlisted_tars
 from shards.storage import local_copy, persistently, read_bytes, size_of
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
@@ -71,6 +71,9 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
 
 
 def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Faults of a foreign data set that show without reading it."""
+    for name in unlisted_tars(folder, manifest):
+        yield f"{name}: not in {INDEX}; index the folder again, or keep the tar elsewhere"
     for shard in manifest.shards:
         num_bytes = size_of(folder / shard.file)
         if num_bytes != shard.num_bytes:
@@ -84,10 +87,14 @@ def _folder_faults(
     yield from _manifest_faults(manifest, describe(folder, sidecars), is_foreign(manifest))
     if tokenizer_sha256(folder / TOKENIZER) != sidecars[0].build["tokenizer_sha256"]:
         yield f"{TOKENIZER}: not the tokenizer that the shards were built with"
-    listed = {shard.file for shard in manifest.shards} | {s.shard for s in sidecars}
-    for path in persistently(folder, lambda: sorted(folder.glob("*.tar"), key=str)):
-        if path.name not in listed:
-            yield f"{path.name}: not of this data set, but other readers would read it"
+    if is_foreign(manifest):
+        for name in unlisted_tars(folder, manifest):
+            yield f"{name}: not in {INDEX}; index the folder again, or keep the tar elsewhere"
+    else:
+        built = {sidecar.shard for sidecar in sidecars}
+        for name in unlisted_tars(folder, manifest):
+            if name not in built:
+                yield f"{name}: not of this data set, but other readers would read it"
     quarantine = folder / QUARANTINE
     exists = persistently(quarantine, quarantine.exists)
     if not exists or read_bytes(quarantine) != quarantine_lines(sidecars):
@@ -104,11 +111,12 @@ def _folder_faults(
 def _manifest_faults(manifest: Manifest, rebuilt: Manifest, foreign: bool) -> Iterator[str]:
     """Each field in which a manifest differs from the one that its folder would be given now."""
     parts = "the tars" if foreign else "the sidecars"
+    renamed = ("name",) if foreign else ()  # that of the folder, when it was indexed
     if manifest.index_sha256 != rebuilt.index_sha256:  # either file may be the damaged one
         yield f"{INDEX}: its sha256 is not the index_sha256 of {MANIFEST}"
     for field in fields(Manifest):
         found, wanted = getattr(manifest, field.name), getattr(rebuilt, field.name)
-        if found != wanted and field.name not in ("index_sha256", "shards"):
+        if found != wanted and field.name not in ("index_sha256", "shards", *renamed):
             yield f"{MANIFEST}: {field.name} is {found!r}, {parts} give {wanted!r}"
     if len(manifest.shards) != len(rebuilt.shards):
         yield f"{MANIFEST}: {len(manifest.shards)} shards, {parts} are of {len(rebuilt.shards)}"

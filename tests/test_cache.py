@@ -19,6 +19,7 @@ import pytest
 from cache_reader import fetch_only, is_right, read_many
 from conftest import Scenes
 
+import pipeline.cache
 import shards.storage
 from pipeline.ahead import read_ahead
 from pipeline.cache import ShardCache, local_folders
@@ -107,6 +108,7 @@ def server(scenes: Scenes, tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.storage, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(pipeline.cache, "PATIENCE_S", 0.0)
 
 
 def make_cache(server: Server, cache_dir: Path, num_shards: float) -> ShardCache:

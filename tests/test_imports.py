@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Who may import whom inside the project; see docs/design.md.
 LAYERS = [
-    {"config", "order", "images", "exits", "run_lock", "shares"},
+    {"config", "order", "images", "exits", "run_lock", "shares", "machine"},
     {"loader_server"},
     {
         "cache",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -173,6 +174,26 @@ def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scen
     assert about == []
     assert any("new.tar" in line for line in faults)
     assert any(path.name in line for line in faults)
+
+
+def test_a_tar_that_came_after_the_index_is_told(
+    tars: Path, scenes: Scenes, tmp_path: Path
+) -> None:
+    index(tars, scenes)
+    moved = tmp_path / "moved"
+    shutil.copytree(tars, moved)
+    for options in ((), ("--fast",)):
+        assert run_shards("verify", moved, *options).returncode == 0  # the folder's name is free
+    write_tar(moved / "new.tar", sample("new"))
+    for options in ((), ("--fast",)):
+        done = run_shards("verify", moved, *options)
+        assert done.returncode == 1
+        assert "new.tar: not in index.npz" in done.stdout
+        assert "index it again" in done.stdout
+        assert ".json" not in done.stdout.replace("manifest.json", "")
+    run = train(1, "--data.train", moved, "--run_dir", tmp_path / "run", "--train.steps", 1)
+    assert run.returncode == 0, run.stderr
+    assert "new.tar: came after the index" in run.stderr
 
 
 def test_what_is_wrong_with_one_sample_costs_that_sample_alone(

@@ -231,7 +231,7 @@ def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path
     done = run_shards(*command)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["quarantined"] == {"empty file": 1}  # c has no picture; what b is, its bytes say
+    assert report["quarantined"] == {"no picture": 1}  # c has no picture; what b is, its bytes say
     tars = [str(out / shard.file) for shard in read_manifest(out).shards]
     samples = webdataset.WebDataset(tars, shardshuffle=False)
     sources = sorted(json.loads(sample["json"])["file_name"] for sample in samples)

@@ -160,6 +160,7 @@ def _record(path: Path, tar: tarfile.TarFile, key: str, parts: Parts) -> Record 
             fault = error.reason, error.detail
     if picture is None:  # nothing to read, which puts the sample into quarantine
         name, span = f"{path.name}/{key}", TarSpan(path.name, 0, 0)
+        fault = fault or ("no picture", f"a .{caption} and nothing that is a picture")
     else:
         member = parts[picture]
         name = f"{path.name}/{member.name}"

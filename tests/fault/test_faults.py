@@ -14,7 +14,7 @@ from pipeline.watchdog import LOST_S, Phase, State, find_fault
 
 # Fault, the rank that has it, loader processes, and what the output must tell of it.
 FAST = [
-    ("killed", 1, 0, ["rank 1", "SIGKILL"]),
+    ("killed", 1, 0, ["rank 1 (process", "is gone, killed", "SIGKILL"]),
     ("stopped", 1, 0, ["rank 1", "has not been heard of"]),
     ("raises", 1, 0, ["rank 1 ended with RuntimeError: a wheel came off"]),
 ]
@@ -35,7 +35,7 @@ SLOW = [
     ("hangs while loading", 1, 0, ["rank 1", "waiting for data in step", "it hangs"]),
     ("reading fails", 1, 0, ["rank 1 ended with OSError: [Errno 5] Input/output error"]),
     ("token too large", 0, 0, ["TooManyBadError", "token 1000000"]),
-    ("disk full at a commit", 0, 0, ["rank 0 ended with OSError: [Errno 28] No space left"]),
+    ("disk full at a commit", 0, 0, ["rank 0 ended with CommitError", "No space left"]),
     ("disk full at the sample log", 1, 0, ["rank 1 ended with OSError: [Errno 28]"]),
     ("captioning fails", 1, 0, ["rank 1 ended with RuntimeError: no words"]),
     ("scoring fails", 0, 0, ["rank 0 ended with ValueError: no scores"]),
