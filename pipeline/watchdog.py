@@ -162,12 +162,11 @@ class Watchdog:
 
     def _usual_limit(self, phase: Phase) -> float:
         least = LIMITS_S.get(phase, LEAST_LIMIT_S)
-        if phase not in (Phase.DATA, Phase.STEP, Phase.EVALUATE):
-            return least
-        if self._num_beats <= NUM_FIRST:
+        if phase in (Phase.DATA, Phase.STEP) and self._num_beats <= NUM_FIRST:
             return FIRST_LIMIT_S
-        # Captioning a batch, too, takes what the machine makes of it: measured in steps.
-        return max(least, SLOWER_THAN_BEFORE * self._longest_s)
+        if phase in (Phase.DATA, Phase.STEP, Phase.EVALUATE):  # a machine is slow in all alike
+            return max(least, SLOWER_THAN_BEFORE * self._longest_s)
+        return least
 
     def __enter__(self) -> "Watchdog":
         if self._store:  # at once, so that even who stops in the first step has said who it is
