@@ -90,9 +90,13 @@ def _fit(
     )
     try:
         with writer:
-            progress = _train(
-                accelerator, run, model, optimizer, progress, monitor, stop, writer, watchdog
-            )
+            try:
+                progress = _train(
+                    accelerator, run, model, optimizer, progress, monitor, stop, writer, watchdog
+                )
+            except BaseException:
+                watchdog.await_commit()  # which the end of this block does
+                raise
     finally:
         monitor.close()
     if accelerator.is_main_process and not run.val_shards and progress.step >= run.num_steps:

@@ -12,10 +12,12 @@ import faulthandler
 import json
 import os
 import socket
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from itertools import count
@@ -30,9 +32,10 @@ from pipeline.processes import launcher_store
 HEARTBEAT_S = 2.0
 LOST_S = 20.0  # silence after which a process counts as gone
 LEAST_LIMIT_S = 30.0  # a step may always take so long,
-SLOWER_THAN_BEFORE = 5.0  # and so many times the slowest one before
+SLOWER_THAN_USUAL = 10.0  # and so many times what it usually takes
+NUM_USUAL = 32  # of which the median counts: a step that waited for a score says nothing
 FIRST_LIMIT_S = 600.0  # libraries tune themselves in the first steps, which tell nothing yet
-NUM_FIRST = 4  # beats: two steps
+NUM_FIRST = 2  # steps
 FETCH_LIMIT_S = 900.0  # of waiting for data from afar: downloads have limits and attempts of theirs
 SURE_S = 3 * HEARTBEAT_S  # what is known of the others is a heartbeat old: look again before ending
 COMMIT_GRACE_S = 15.0  # for a commit under way, before the process is ended
@@ -62,19 +65,21 @@ DOING = {
     Phase.WAIT: "waiting for the other processes",
 }
 
-# How long one round of it may take at the least, in seconds; only captioning, as data and steps,
-# may take longer where steps do.
+# How long one round of it may take, in seconds; captioning longer where steps are slow.
 LIMITS_S = {
     Phase.COMMIT: 900.0, Phase.EVALUATE: 120.0, Phase.GATHER: 120.0, Phase.SCORE: 1800.0,
     Phase.WAIT: float("inf"), Phase.DONE: float("inf"),
 }  # fmt: skip
 
 
+UNHEARD = -1  # number of a message that has not come
+
+
 @dataclass(frozen=True)
 class State:
     """What a process says of itself."""
 
-    number: int  # of the message
+    number: int  # of the message; UNHEARD before the first
     step: int
     phase: Phase
     age_s: float  # how long its main thread has been at this
@@ -94,8 +99,8 @@ def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int,
         silent_s: seconds since it came.
     """
     at_work = [(rank, state) for rank, state in enumerate(states) if state.phase != Phase.DONE]
-    for rank, _ in at_work:
-        if silent_s[rank] > LOST_S:
+    for rank, state in at_work:
+        if silent_s[rank] > LOST_S and state.number != UNHEARD:
             return rank, (
                 f"has not been heard of for {silent_s[rank]:.0f} s: killed, stopped, or its "
                 "machine cut off"
@@ -103,14 +108,32 @@ def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int,
     if not at_work:
         return None
     step, phase = min((state.step, state.phase) for _, state in at_work)
-    age_s, rank = min(
-        (state.age_s + silent_s[rank], rank)
-        for rank, state in at_work
-        if (state.step, state.phase) == (step, phase)
-    )
+    behind = [rank for rank, state in at_work if (state.step, state.phase) == (step, phase)]
+    age_s, rank = min((states[rank].age_s + silent_s[rank], rank) for rank in behind)
     if age_s > states[rank].limit_s:
-        return rank, f"has been {DOING[phase]} in step {step} for {age_s:.0f} s: it hangs"
+        others = len(behind) - 1
+        who = f"it hangs, or one of the {others} that came to this before it" if others else ""
+        return (
+            rank,
+            f"has been {DOING[phase]} in step {step} for {age_s:.0f} s: {who or 'it hangs'}",
+        )
     return None
+
+
+def usual_limit(phase: Phase, lately_s: Mapping[Phase, Sequence[float]]) -> float:
+    """How long a main thread may be at something, in seconds.
+
+    Args:
+        lately_s: what the latest DATA and STEP took.
+    """
+    least = LIMITS_S.get(phase, LEAST_LIMIT_S)
+    if phase not in (Phase.DATA, Phase.STEP, Phase.EVALUATE):
+        return least
+    if phase != Phase.EVALUATE and len(lately_s[Phase.STEP]) < NUM_FIRST:
+        return FIRST_LIMIT_S
+    # A machine that is slow is slow in all of them.
+    usual = max((statistics.median(seconds) for seconds in lately_s.values() if seconds), default=0)
+    return max(least, SLOWER_THAN_USUAL * usual)
 
 
 class Watchdog:
@@ -124,8 +147,7 @@ class Watchdog:
         self.rank = rank
         self.world_size = world_size
         self._beat = (0, Phase.DATA, time.monotonic(), FIRST_LIMIT_S)
-        self._num_beats = 0
-        self._longest_s = 0.0
+        self._lately_s = {p: deque[float](maxlen=NUM_USUAL) for p in (Phase.DATA, Phase.STEP)}
         self._closed = threading.Event()
         self._suspect: tuple[int, int, Phase] | None = None  # rank, step and phase
         self._suspected = 0.0  # since when
@@ -134,7 +156,9 @@ class Watchdog:
         now = time.monotonic()
         self._exchanged = now
         # Until a process is heard of, it is as good as starting, and nobody's to kill.
-        unheard = State(0, 0, Phase.DATA, 0.0, FIRST_LIMIT_S, os.getpid(), "a machine unheard of")
+        unheard = State(
+            UNHEARD, 0, Phase.DATA, 0.0, FIRST_LIMIT_S, os.getpid(), "a machine unheard of"
+        )
         self._states = [unheard] * world_size
         self._heard = [now] * world_size
         # A run that the launcher started anew must not read why the last one ended.
@@ -152,21 +176,15 @@ class Watchdog:
         """
         now = time.monotonic()
         _, before, since, _ = self._beat
-        if before in (Phase.DATA, Phase.STEP):
-            self._num_beats += 1
-            if self._num_beats > NUM_FIRST:
-                self._longest_s = max(self._longest_s, now - since)
+        if before in self._lately_s:
+            self._lately_s[before].append(now - since)
         if limit_s is None:
-            limit_s = self._usual_limit(phase)
+            limit_s = usual_limit(phase, self._lately_s)
         self._beat = (step, phase, now, limit_s)
 
-    def _usual_limit(self, phase: Phase) -> float:
-        least = LIMITS_S.get(phase, LEAST_LIMIT_S)
-        if phase in (Phase.DATA, Phase.STEP) and self._num_beats <= NUM_FIRST:
-            return FIRST_LIMIT_S
-        if phase in (Phase.DATA, Phase.STEP, Phase.EVALUATE):  # a machine is slow in all alike
-            return max(least, SLOWER_THAN_BEFORE * self._longest_s)
-        return least
+    def await_commit(self) -> None:
+        """The block is left by an exception, once the commit under way is whole."""
+        self.beat(self._beat[0] - 1, Phase.COMMIT)
 
     def __enter__(self) -> "Watchdog":
         if self._store:  # at once, so that even who stops in the first step has said who it is
@@ -315,9 +333,10 @@ class Watchdog:
     def _end_for(self, culprit: int, why: str) -> None:
         state = self._states[culprit]
         self._tell(f"rank {culprit} (process {state.pid} on {state.host}) {why}")
-        if culprit == self.rank:
+        if self._beat[:2] == (state.step, state.phase):  # it may be this one as well
             faulthandler.dump_traceback()
-        elif state.host == socket.gethostname():
+        if culprit != self.rank and state.host == socket.gethostname():
+            time.sleep(HEARTBEAT_S)  # it may be alive enough to say where it is
             _kill_brother(state.pid)
         self._end("ending")
 

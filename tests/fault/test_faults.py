@@ -10,7 +10,7 @@ import psutil
 import pytest
 from conftest import ONE_THREAD, ROOT, Scenes, train_command
 
-from pipeline.watchdog import LOST_S, Phase, State, find_fault
+from pipeline.watchdog import LOST_S, UNHEARD, Phase, State, find_fault, usual_limit
 
 # Fault, the rank that has it, loader processes, and what the output must tell of it.
 FAST = [
@@ -140,6 +140,15 @@ def test_who_is_behind_is_at_fault_not_who_waits() -> None:
     assert fault[0] == 1
 
 
+def test_one_step_that_waited_for_long_does_not_blunt_the_limit() -> None:
+    lately = {Phase.DATA: [0.1] * 9, Phase.STEP: [1.0] * 8 + [300.0]}  # rank 0 scored meanwhile
+    assert usual_limit(Phase.STEP, lately) == usual_limit(Phase.DATA, lately) == 30
+    assert usual_limit(Phase.EVALUATE, lately) == 120
+    slow = {Phase.DATA: [2.0] * 9, Phase.STEP: [40.0] * 9}
+    assert usual_limit(Phase.DATA, slow) == usual_limit(Phase.EVALUATE, slow) == 400
+    assert usual_limit(Phase.STEP, {Phase.DATA: [], Phase.STEP: [0.1]}) == 600  # tuning, maybe
+
+
 def test_the_silent_are_lost_unless_they_are_done() -> None:
     fine, done = state(8, Phase.STEP, 1), state(0, Phase.DONE, 1, float("inf"))
     fault = find_fault([fine, fine], [LOST_S + 1, 0])
@@ -147,3 +156,6 @@ def test_the_silent_are_lost_unless_they_are_done() -> None:
     assert fault[0] == 0
     assert find_fault([fine, done], [0, LOST_S + 1]) is None
     assert find_fault([done, done], [99, 99]) is None
+    unheard = State(UNHEARD, 0, Phase.DATA, 0, 600, 1, "?")  # it may be starting yet
+    assert find_fault([fine, unheard], [0, 500]) is None
+    assert find_fault([fine, unheard], [0, 601]) is not None
