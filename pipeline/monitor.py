@@ -106,8 +106,13 @@ class Monitor:
         line = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self.say(f"step {step:,}: {line}")
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write out what is pending."""
+        if self.active:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """The last of it."""
         if self.active:
             self._end_line()
             self.writer.close()

@@ -1,6 +1,5 @@
 """Training, start to end: the one place that orders the other parts."""
 
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from pipeline.commit_writer import CommitWriter
 from pipeline.config import dump_config
 from pipeline.data import EvalDataset, ImageId, TrainDataset, check_bad
 from pipeline.evaluate import evaluate
-from pipeline.exits import STOP_SIGNALS, answer_stop
+from pipeline.exits import answer_stop
 from pipeline.loader import start_worker_server, train_loader
 from pipeline.metrics import caption_scores
 from pipeline.monitor import Monitor, log_samples, open_sample_log
@@ -29,6 +28,7 @@ from pipeline.processes import join_processes
 from pipeline.progress import Progress, commit, load_and_wrap
 from pipeline.shares import MicroBatchSampler
 from pipeline.step import NonFiniteError, train_step
+from pipeline.stop_request import StopRequest
 from pipeline.watchdog import FETCH_LIMIT_S, Phase, Watchdog
 from shards.atomic import write_atomic
 from shards.format import TOKENIZER
@@ -50,7 +50,7 @@ def fit(run: Run) -> int:
         start_worker_server()
     accelerator = join_processes(config.train.precision)
     # Not before: who waits for the others to join answers no signal but by ending.
-    stop = _StopRequest()
+    stop = StopRequest()
     optimizer = make_optimizer(run.captioner, config.optim)
     with Watchdog(accelerator.process_index, accelerator.num_processes) as watchdog:
         progress = _fit(accelerator, run, optimizer, stop, watchdog)
@@ -64,7 +64,7 @@ def _fit(
     accelerator: Accelerator,
     run: Run,
     optimizer: torch.optim.Optimizer,
-    stop: "_StopRequest",
+    stop: StopRequest,
     watchdog: Watchdog,
 ) -> Progress:
     config = run.config
@@ -111,7 +111,7 @@ def _train(
     optimizer: AcceleratedOptimizer,
     progress: Progress,
     monitor: Monitor,
-    stop: "_StopRequest",
+    stop: StopRequest,
     writer: CommitWriter,
     watchdog: Watchdog,
 ) -> Progress:
@@ -119,7 +119,8 @@ def _train(
     scores = checkpoint.load_scores(run.checkpoints, progress.step)
     if _evaluation_is_due(run, progress.step) and progress.step not in scores:
         # The run was ended between a commit and its evaluation.
-        _evaluate(accelerator, run, model, progress.step, scores, monitor, watchdog)
+        with stop.at_once(monitor, progress.step):
+            _evaluate(accelerator, run, model, progress.step, scores, monitor, watchdog)
     if accelerator.is_main_process and scores:
         _mark_best(run, scores)  # a kill may have come between a score and its mark
     batches = iter(_make_loader(accelerator, run, progress.step))
@@ -170,7 +171,8 @@ def _train(
             )
             break
         if evaluation_due:  # after the commit: whatever happens now, the training is kept
-            _evaluate(accelerator, run, model, step, scores, monitor, watchdog)
+            with stop.at_once(monitor, step):
+                _evaluate(accelerator, run, model, step, scores, monitor, watchdog)
             monitor.restart_clock()
     return progress
 
@@ -252,13 +254,15 @@ def _evaluate(
     """Score the validation set at a committed step, and mark the best commit so far."""
     assert run.val_shards is not None
     config = run.config
+    parts = accelerator.num_processes * config.train.accumulation_steps
     evaluation = evaluate(
         accelerator,
         accelerator.unwrap_model(model),
         EvalDataset(run.val_shards, config.data.image_size),
         run.val_shards.tokenizer,
         config.model.max_tokens,
-        max(config.data.global_batch_size // accelerator.num_processes, 1),
+        # As many at a time as in training, which they fit into the memory for.
+        max(config.data.global_batch_size // parts, 1),
         config.data.workers,
         partial(watchdog.beat, step - 1),
         config.monitor.num_pictures,
@@ -313,15 +317,3 @@ def _first_line(accelerator: Accelerator, run: Run, progress: Progress) -> str:
         f"{run.train_shards.manifest.digest[:12]}; {num_parameters / 1e6:.1f} M parameters; "
         f"{run.num_steps:,} steps, {start}; {run.config.run_dir}"
     )
-
-
-class _StopRequest:
-    """Remembers that a signal asked to stop; the step under way ends first."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.requested = True

@@ -25,7 +25,7 @@ LAYERS = [
     },
     {"buffers", "loader", "generate", "processes", "watchdog", "commit_writer"},
     {"step", "evaluate", "caption"},
-    {"monitor", "prepare", "progress"},
+    {"monitor", "prepare", "progress", "stop_request"},
     {"train"},
 ]
 FROM_SHARDS = {"format", "tokenizer", "atomic", "images", "index_tars"}

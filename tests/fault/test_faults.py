@@ -10,6 +10,7 @@ import psutil
 import pytest
 from conftest import ONE_THREAD, ROOT, Scenes, train_command
 
+from pipeline.exits import STOPPED
 from pipeline.watchdog import LOST_S, UNHEARD, Phase, State, find_fault, usual_limit
 
 # Fault, the rank that has it, loader processes, and what the output must tell of it.
@@ -94,6 +95,42 @@ def test_who_waits_for_long_work_of_another_is_left_alone(scenes: Scenes, tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "step 20: BLEU-1" in done.stdout
+
+
+@pytest.mark.parametrize("restarts", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_stop_in_an_evaluation_waits_for_nothing(
+    scenes: Scenes, tmp_path: Path, restarts: int
+) -> None:
+    """A scheduler that gives two minutes would end a run for good whose scoring takes longer."""
+    run = tmp_path / "run"
+    command = train_command(
+        2, "--data.train", scenes.train, "--data.val", scenes.val, "--run_dir", run,
+        "--train.steps", 4, "--train.epochs", "null", "--train.eval_every", 3,
+    )  # fmt: skip
+    faulty = list(command)
+    faulty[command.index("train.py") : command.index("train.py") + 1] = [
+        "--max_restarts", str(restarts), "tests/fault/faulty_train.py",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        faulty, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        env={**ONE_THREAD, "FAULT": "scoring takes long", "FAULT_RANK": "0"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoints" / "step-00000003").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(3)  # it scores for 45 s
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    finally:
+        kill_all(process)
+    assert process.returncode == STOPPED
+    assert "asked to stop: step 3 is committed" in output
+    done = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "step 3: BLEU-1" in done.stdout
+    assert "step 4: BLEU-1" in done.stdout
 
 
 def wait_for_step(log: Path, step: int, process: "subprocess.Popen[str]") -> None:
