@@ -26,6 +26,7 @@ def main() -> int:
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
+    sys.argv = [text for text in sys.argv if text != "--quiet"]  # all codes become 1 with it
     with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
         mark = Path(folder) / "stopped"
         os.environ[STOPPED_MARK] = str(mark)

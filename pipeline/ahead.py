@@ -1,6 +1,5 @@
 """Fetches shards into the cache shortly before they are needed, in threads beside a loader."""
 
-import math
 import os
 import threading
 import time
@@ -10,7 +9,8 @@ from typing import TypeVar
 from pipeline.cache import ShardCache
 
 PARALLEL = 4  # downloads at a time: one connection rarely fills the line
-RENEW_S = 1.0  # between looks at what is needed next
+RENEW_S = 1.0  # between looks at what is needed next, at the least:
+SHARE = 0.01  # of one core's time that they may take, which is the trainer's
 IDLE_S = 0.1  # a thread that has nothing to fetch looks again after so long
 
 T = TypeVar("T")
@@ -47,7 +47,8 @@ class _Ahead:
         self._lock = threading.Lock()
         self._window: list[int] = []  # shards to have here, in order of need
         self._window_of = -1  # batches handed out when it was made
-        self._window_s = -math.inf  # and the time
+        self._next_look = 0.0
+        self._complete = False  # nothing of the window is missing
         self._tried: set[int] = set()  # of the window: under way, or failed
         self._failed: set[int] = set()  # those to be tried again with the next window
 
@@ -70,16 +71,21 @@ class _Ahead:
         """The first shard of the window that is missing and that no thread has tried."""
         with self._lock:
             now = time.monotonic()
-            if self._window_of != self.handed_out and now - self._window_s > RENEW_S:
-                self._window_of, self._window_s = self.handed_out, now
+            if self._window_of != self.handed_out and now > self._next_look:
+                self._window_of, self._complete = self.handed_out, False
                 self._tried -= self._failed
                 self._failed.clear()
                 self._window = list(self._fitting())
                 self._cache.expect(self._window)
+                end = time.monotonic()
+                self._next_look = end + max(RENEW_S, (end - now) / SHARE)
+            if self._complete:
+                return None
             for shard in self._window:
                 if shard not in self._tried and not self._cache.holds(shard):
                     self._tried.add(shard)
                     return shard
+            self._complete = True
         return None
 
     def _fitting(self) -> Iterator[int]:

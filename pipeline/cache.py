@@ -31,6 +31,7 @@ from shards.format import (
     TOKENIZER,
     Manifest,
     ShardEntry,
+    check_index,
     read_manifest,
     write_manifest,
 )
@@ -184,8 +185,8 @@ def _make_room(root: Path, max_bytes: int) -> bool:
     tars = []
     for path in root.glob("*/*.tar"):
         with contextlib.suppress(FileNotFoundError):
-            stat = path.stat()
-            tars.append((stat.st_mtime_ns, stat.st_size, path))
+            found = path.stat()
+            tars.append((found.st_mtime_ns, found.st_size, path))
     total = sum(size for _, size, _ in tars)
     for _, size, path in sorted(tars):
         if total <= max_bytes:
@@ -313,9 +314,17 @@ def _local_folder(
     folder = _cache_root(cache_dir, f"{setting}_dir") / manifest.digest
     folder.mkdir(exist_ok=True)
     with _locked(folder):
-        if not (folder / MANIFEST).exists():
+        if not (folder / MANIFEST).exists() or not _is_whole(folder, manifest):
             _fetch_index(place, manifest, folder)
     return folder, ShardCache(place, folder, manifest.shards, max_bytes, max_bytes)
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        check_index(folder, manifest)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _fetch_index(url: str, manifest: Manifest, folder: Path) -> None:
@@ -357,7 +366,8 @@ def _cache_root(cache_dir: str | None, setting: str) -> Path:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = root.stat().st_uid
         if owner == os.getuid():
-            (root / ".lock").touch()
+            with _locked(root):
+                pass
     except OSError as error:
         raise ValueError(f"{setting}: {root}: {error.strerror}; name another folder") from None
     if owner != os.getuid():

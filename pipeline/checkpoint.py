@@ -3,7 +3,7 @@
     checkpoints/step-00001000/
       model.safetensors   weights
       optimizer.pt        optimiser (and fp16 scaler) state, tensors and numbers only
-      state.json          step, position in the data, scores
+      state.json          step, position in the data, digests of the data
       config.yaml         the run's whole configuration
       tokenizer.json      the vocabulary
       files.json          sha256 of each of these, written last

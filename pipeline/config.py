@@ -255,6 +255,14 @@ def check_config(config: Config) -> None:
         ),
         ("data.max_bad", 0 <= data.max_bad <= 1, "must be a share from 0 to 1"),
         ("data.cache_dir", data.cache_dir != "", "must name a folder, or be null"),
+        *(
+            (key, "://" not in (path or ""), "must be on a file system: it is written in place")
+            for key, path in (
+                ("run_dir", config.run_dir),
+                ("data.cache_dir", data.cache_dir),
+                ("monitor.sample_log", config.monitor.sample_log),
+            )
+        ),
         ("data.cache_gb", 0 < data.cache_gb < math.inf, "must be above 0, and finite"),
         ("model.dim", config.model.dim >= 1, "must be 1 or more"),
         ("model.max_tokens", config.model.max_tokens >= 1, "must be 1 or more"),

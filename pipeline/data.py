@@ -71,8 +71,8 @@ def check_bad(num_bad: int, max_bad: float, num_samples: int, latest: list[str])
     if num_bad > max_bad * num_samples:
         quoted = f"; such as {latest[0]}" if latest else ""
         raise TooManyBadError(
-            f"{num_bad:,} damaged samples, more than data.max_bad ({max_bad:.2%}) of "
-            f"{num_samples:,}{quoted}. Mend them, or go on without them with a larger data.max_bad"
+            f"{num_bad:,} damaged samples, more than max_bad ({max_bad:.2%}) of "
+            f"{num_samples:,}{quoted}. Mend them, or go on without them with a larger max_bad"
         )
 
 

@@ -6,6 +6,7 @@ accelerate launch -m pipeline.evaluate --checkpoint DIR --shards DIR_OR_URL --ou
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -135,6 +136,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="loader processes, a process")
     parser.add_argument("--cache_dir", help="as data.cache_dir of train.py")
     parser.add_argument("--cache_gb", type=float, default=50.0, help="as data.cache_gb of train.py")
+    parser.add_argument(
+        "--max_bad", type=float, default=0.0, help="share of the samples that may prove damaged"
+    )
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     arguments = parser.parse_args()
     with usage_errors("evaluate"):
@@ -142,6 +146,10 @@ def main() -> None:
             raise ValueError(f"--batch_size: {arguments.batch_size}: must be 1 or more")
         if not 0 < arguments.cache_gb < math.inf:
             raise ValueError(f"--cache_gb: {arguments.cache_gb}: must be above 0, and finite")
+        if not 0 <= arguments.max_bad <= 1:
+            raise ValueError(f"--max_bad: {arguments.max_bad}: must be a share from 0 to 1")
+        if ":/" in str(arguments.out):  # what a path leaves of ://
+            raise ValueError(f"--out: {arguments.out}: must be a file on a file system")
         if arguments.out.is_dir():
             raise ValueError(f"--out: {arguments.out}: is a folder; name a file in it")
         trained = load_trained(arguments.checkpoint)
@@ -167,7 +175,10 @@ def main() -> None:
             arguments.batch_size,
             arguments.workers,
             partial(watchdog.beat, 0),
+            max_bad=arguments.max_bad,
         )
+        for text in evaluation.bad:
+            print(f"left out: {text}", file=sys.stderr)
         if accelerator.is_main_process:
             watchdog.beat(0, Phase.SCORE)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,8 @@ STOP_ASKED = "CAPSTREAM_STOP_ASKED"  # set for processes that start when it was 
 STOPPED_MARK = "CAPSTREAM_STOPPED_MARK"  # names a file that says that the processes stopped early
 
 # The launcher ends all processes once one has ended. Local rank 0 speaks for the others, so they
-# give it this long to finish its sentence.
-HEAD_START_S = 5.0
+# give it this long to begin and to finish its sentence.
+HEAD_START_S = 30.0
 
 
 class ExplainedError(Exception):

@@ -23,6 +23,7 @@ from pipeline.model.captioner import Captioner
 from pipeline.order import ALGORITHM
 from pipeline.run_lock import lock_run_dir
 from pipeline.shares import streams_of_ranks
+from shards.format import check_index
 from shards.index_tars import unlisted_tars
 
 
@@ -83,6 +84,7 @@ def prepare(config: Config) -> Run:
     commit, damaged = _commit_to_resume(config)
     if commit:
         _check_continues(commit, config, train_shards, int(num_slots), num_steps)
+        _check_scores(commit, val_shards)
     torch.manual_seed(config.seed)
     captioner = Captioner(
         config.model, train_shards.tokenizer.get_vocab_size(), pretrained=commit is None
@@ -110,6 +112,9 @@ def _open_shards(data: DataConfig) -> tuple[ShardFolder, ShardFolder | None]:
         places.append((data.val, EVAL_SHARDS))
     found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
     shards = [ShardFolder(folder, cache) for folder, cache in found]
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: it may be long
+        for opened in shards:
+            check_index(opened.folder, opened.manifest)
     return shards[0], shards[1] if data.val else None
 
 
@@ -184,7 +189,6 @@ def _check_continues(
     Raises:
         ValueError: names the setting that differs.
     """
-    checkpoint.load_scores(newest.parent, checkpoint.step_of(newest))
     state, old = checkpoint.load_state(newest), load_config(newest / checkpoint.CONFIG)
     if state["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
         raise ValueError(f"data.train: {shards.place} has another tokenizer than {newest}")
@@ -204,6 +208,22 @@ def _check_continues(
                 "train anew name another run_dir"
             )
     _check_position(newest, state, config.data.global_batch_size, num_slots, num_steps)
+
+
+def _check_scores(commit: Path, val_shards: ShardFolder | None) -> None:
+    """Whether the scores so far and those to come are of the same pictures.
+
+    Raises:
+        ValueError: they are not, so that the best of them would mean nothing.
+    """
+    scores = checkpoint.load_scores(commit.parent, checkpoint.step_of(commit))
+    scored = checkpoint.load_state(commit).get("val_digest")
+    if scores and scored and val_shards and scored != val_shards.manifest.digest:
+        raise ValueError(
+            f"data.val: {val_shards.place} is not the validation set that {commit} was scored on; "
+            f"delete {commit.parent / checkpoint.SCORES} to look for the best by the new one "
+            "alone, or name another run_dir"
+        )
 
 
 def _check_position(

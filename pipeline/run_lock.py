@@ -1,6 +1,5 @@
 """One run at a time in a run folder: two would delete each other's commits."""
 
-import errno
 import fcntl
 import os
 import socket
@@ -8,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-LOCK = ".lock"
+from shards.atomic import NO_LOCKS
 
-# What file systems answer that have no locks, such as Lustre mounted without them.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+LOCK = ".lock"
 
 
 def lock_run_dir(run_dir: Path) -> TextIO:
@@ -31,7 +29,7 @@ def lock_run_dir(run_dir: Path) -> TextIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             print(
                 f"run_dir: {run_dir}: its file system has no locks ({error.strerror}), so a second "
                 "run in it would not be noticed",

@@ -136,6 +136,8 @@ def _train(
         wait_s = time.monotonic() - wait_start
         ids = [image_id for batch in micro_batches for image_id in batch.ids]
         rate = learning_rate(config.optim, progress.updates, run.num_steps)
+        if sample_log:  # before the step, so that no kill leaves a gap in what was consumed
+            log_samples(sample_log, progress.step, ids)
         watchdog.beat(progress.step, Phase.STEP)
         try:
             result = train_step(
@@ -144,8 +146,6 @@ def _train(
             )  # fmt: skip
         except NonFiniteError as error:
             raise NonFiniteError(f"step {progress.step}: {error}") from None
-        if sample_log:
-            log_samples(sample_log, progress.step, ids)
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
         if result.skipped:
             _report_skipped(progress.step, ids, skipped_in_a_row, monitor)

@@ -1,5 +1,6 @@
 """Files that appear under their name whole, or not at all, whatever happens to the process."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from shards.storage import is_remote, upload
+
+# What file systems answer that have no locks, such as Lustre mounted without them.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -54,7 +58,11 @@ def _open_locked(path: Path) -> BinaryIO:
     """
     while True:
         file = open(path, "w+b")  # noqa: SIM115  # the caller closes it
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         if path.exists():
             return file
         file.close()  # removed before the lock was there
@@ -88,7 +96,10 @@ def remove_abandoned(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         try:
             with open(path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS gives a reader no other
                 path.unlink()
         except (FileNotFoundError, BlockingIOError):  # removed by another, or in use
             continue
+        except OSError as error:
+            if error.errno not in NO_LOCKS:  # there nobody can tell whose it is
+                raise

@@ -376,6 +376,21 @@ def _manifest_value(manifest: Manifest) -> dict[str, Any]:
     return {"format": "capstream", "format_version": FORMAT_VERSION, **asdict(manifest)}
 
 
+def check_index(folder: Path, manifest: Manifest) -> None:
+    """See that the index is that of the manifest, byte for byte.
+
+    Raises:
+        ValueError: it is not.
+    """
+    path = folder / INDEX
+    with local_copy(path) as local, open(local, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != manifest.index_sha256:
+            raise ValueError(
+                f"{path}: damaged, or of another build than {MANIFEST}; `python -m shards verify` "
+                "tells, and finalize, or index for tars of others, makes it anew"
+            )
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest: the last file of a build, so that its presence means a whole data set."""
     text = json.dumps(_manifest_value(manifest), indent=2, sort_keys=True, ensure_ascii=False)

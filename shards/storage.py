@@ -7,7 +7,6 @@ machine's disk is fetched.
 
 import contextlib
 import errno
-import shutil
 import sys
 import tempfile
 import time
@@ -86,7 +85,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    return persistently(path, path.read_bytes)
+    return read_parsed(path, lambda data: data)
 
 
 def read_parsed(path: Path, parse: Callable[[bytes], T]) -> T:
@@ -162,13 +161,12 @@ def local_copy(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
         local = Path(folder) / path.name
 
-        def fetch() -> None:
-            with _fs(path).open(str(path), "rb") as source, open(local, "wb") as copy:
-                shutil.copyfileobj(source, copy)
+        def attempt() -> None:
+            fetch(path, local)
             if local.stat().st_size != int(_fs(path).size(str(path))):
                 raise OSError(f"only {local.stat().st_size:,} bytes arrived")
 
-        persistently(path, fetch)
+        persistently(path, attempt)
         yield local
 
 

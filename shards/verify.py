@@ -75,7 +75,11 @@ def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
     for name in unlisted_tars(folder, manifest):
         yield f"{name}: not in {INDEX}; index the folder again, or keep the tar elsewhere"
     for shard in manifest.shards:
-        num_bytes = size_of(folder / shard.file)
+        try:
+            num_bytes = size_of(folder / shard.file)
+        except FileNotFoundError:
+            yield f"{shard.file}: is not there"
+            continue
         if num_bytes != shard.num_bytes:
             yield f"{shard.file}: {num_bytes:,} bytes, not the {shard.num_bytes:,} of {MANIFEST}"
 

@@ -148,6 +148,8 @@ def test_a_run_evaluates_keeps_the_best_and_captions_pictures(
     assert set(checkpoint.load_scores(run / "checkpoints", 6)) == {3, 6}
     checkpoint.check_commit(best)
 
+    one_line(train(1, *settings, "--data.val", scenes.train), "data.val", "scores.json")
+
     # One image at a time: in other batches rounding differs, and may tip a near tie.
     results = tmp_path / "results.json"
     evaluate = ["pipeline.evaluate", "--checkpoint", best, "--shards", scenes.val,
@@ -263,6 +265,20 @@ def test_a_run_folder_that_cannot_be_one_is_one_line(scenes: Scenes, tmp_path: P
     (damaged / "scores.json").write_text("{")
     done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 1)
     one_line(done, "scores.json", "delete it to go on")
+
+
+def test_a_damaged_index_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
+    """Its keys have no checksum of their own; a wrong one would name another picture."""
+    folder = tmp_path / "train"
+    shutil.copytree(scenes.train, folder)
+    data = bytearray((folder / "index.npz").read_bytes())
+    data[data.index(b"000000000")] ^= 1
+    (folder / "index.npz").write_bytes(data)
+    one_line(train(1, "--data.train", folder, "--run_dir", tmp_path / "run"), "index.npz", "damaged")
+
+
+def test_a_run_folder_behind_a_url_is_one_line(scenes: Scenes) -> None:
+    one_line(train(1, "--data.train", scenes.train, "--run_dir", "s3://bucket/run"), "run_dir")
 
 
 def test_another_tokenizer_or_another_run_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
