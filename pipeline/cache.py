@@ -13,50 +13,17 @@ looks for room removes it.
 
 import contextlib
 import fcntl
-import hashlib
 import os
-import stat
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.exits import ExplainedError
-from shards.atomic import fsync_folder
-from shards.format import (
-    INDEX,
-    MANIFEST,
-    TOKENIZER,
-    Manifest,
-    ShardEntry,
-    check_index,
-    read_manifest,
-    write_manifest,
-)
-from shards.storage import (
-    ATTEMPTS,
-    DISK_FULL,
-    LastingError,
-    fetch,
-    is_remote,
-    location,
-    persistently,
-)
+from pipeline.download import fetch_verified
+from shards.format import ShardEntry
 
 WAIT_S = 0.1  # between looks for room that others' downloads take
-
-
-PATIENCE_S = 600.0  # with a store that does not answer, before a run is ended for it
-
-
-class FetchError(ExplainedError, OSError):
-    """A file of a data set cannot be had, or is another; the message says what to do."""
-
-
-class _DiffersError(OSError):
-    """What arrived is not what the manifest lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +79,7 @@ class ShardCache:
         """
         root = self.folder.parent
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(root):
+        with locked(root):
             fetching = _being_fetched(root)
             if part in fetching or path.exists():
                 return None
@@ -124,9 +91,9 @@ class ShardCache:
 
     def _fetch(self, shard: ShardEntry, path: Path, part: Path) -> int:
         try:
-            _fetch_verified(self.url, shard.file, part, shard.sha256, shard.num_bytes)
+            fetch_verified(self.url, shard.file, part, shard.sha256, shard.num_bytes)
             descriptor = os.open(part, os.O_RDONLY)
-            with _locked(path.parent.parent):  # so that nobody counts it under neither name
+            with locked(path.parent.parent):  # so that nobody counts it under neither name
                 os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -157,7 +124,8 @@ def _wait_for(part: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, against other processes and threads, for the block."""
     with open(folder / ".lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -194,182 +162,3 @@ def _make_room(root: Path, max_bytes: int) -> bool:
         path.unlink(missing_ok=True)  # who has it open reads on
         total -= size
     return True
-
-
-# --------------------------------------------------------------------------------------- downloads
-
-
-def _fetch_verified(
-    url: str, name: str, local: Path, sha256: str, num_bytes: int | None = None
-) -> None:
-    """Fetch the file `name` of a data set over `local`, and onto the disk.
-
-    Raises:
-        FetchError: it cannot be had, or not as the manifest lists it.
-    """
-    # Made here, where it is used: a store's connection does not survive a fork or a pickle.
-    source = location(url) / name
-    differing = count(1)
-
-    def attempt() -> None:
-        fetch(source, local)
-        try:
-            check()
-        except _DiffersError as error:  # cut short, or replaced: more attempts than a few tell
-            if next(differing) < ATTEMPTS:
-                raise
-            raise LastingError(str(error)) from error
-
-    def check() -> None:
-        with open(local, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if num_bytes not in (None, size):
-                raise _DiffersError(f"{size:,} bytes, not the {num_bytes:,} of {MANIFEST}")
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != sha256:
-                raise _DiffersError(f"sha256 {found}, not the {sha256} of {MANIFEST}")
-            os.fsync(file.fileno())
-
-    try:
-        persistently(source, attempt, PATIENCE_S)
-    except OSError as error:
-        raise FetchError(_explain(source, local, error)) from error
-
-
-def _explain(source: Path, local: Path, error: OSError) -> str:
-    cause = error.__cause__ or error
-    if isinstance(cause, _DiffersError):
-        return (
-            f"{source}: has {cause}, at {ATTEMPTS} attempts: it was replaced or damaged after its "
-            "data set was finished. Put the file of the manifest back and start the same command "
-            "again, or train on the new data set with another run_dir"
-        )
-    if isinstance(cause, FileNotFoundError):
-        return (
-            f"{source}: is not there, but {MANIFEST} lists it. Put it back and start the same "
-            "command again; `python -m shards verify` tells what else is missing"
-        )
-    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-        return f"{local.parent}: the disk is full; lower cache_gb, or name another cache_dir"
-    return f"{source}: cannot be fetched ({error}); the same command goes on when it can be again"
-
-
-# ---------------------------------------------------------------------------------------- data sets
-
-
-def local_folders(
-    places: Sequence[tuple[str, int]], cache_dir: str | None, cache_gb: float, setting: str
-) -> list[tuple[Path, ShardCache | None]]:
-    """Where data sets lie on this machine: each one's folder, or for a URL its folder in the cache.
-
-    The latter has manifest, index and tokenizer at once, the shards when they are opened.
-
-    Args:
-        places: path or URL of each, and how many of its shards are needed at once. The first has
-            what room the others leave.
-        cache_gb: 10**9 bytes that the shards under `cache_dir` may take.
-        setting: what the user calls the two, without `_dir` and `_gb`.
-    Raises:
-        ValueError: no such data set, or the cache cannot be there or is too small; names the
-            setting.
-        OSError: the store does not answer.
-    """
-    max_bytes = int(cache_gb * 1e9)
-    found = [_local_folder(place, cache_dir, max_bytes, setting) for place, _ in places]
-    least = [
-        _largest_bytes(cache.shards, num_shards) if cache else 0
-        for (_, cache), (_, num_shards) in zip(found, places, strict=True)
-    ]
-    if sum(least) > max_bytes:
-        raise ValueError(
-            f"{setting}_gb: {cache_gb:g} GB cannot hold the shards that are needed at once (those "
-            f"of two shuffle blocks in training); {_round_up_gb(sum(least))} is the least that "
-            "works, more lets downloads run ahead"
-        )
-    spare, shared = max_bytes - sum(least), []
-    for (folder, cache), share in zip(found, least, strict=True):
-        if cache:
-            cache, spare = replace(cache, ahead_bytes=share + spare), 0
-        shared.append((folder, cache))
-    return shared
-
-
-def _largest_bytes(shards: Sequence[ShardEntry], num_shards: int) -> int:
-    return sum(sorted((shard.num_bytes for shard in shards), reverse=True)[:num_shards])
-
-
-def _round_up_gb(num_bytes: int) -> str:
-    """To three digits, so that the number can be typed and suffices."""
-    unit = 10 ** max(len(str(num_bytes)) - 3, 0)
-    return f"{-(-num_bytes // unit) * unit / 1e9:.9f}".rstrip("0").rstrip(".")
-
-
-def _local_folder(
-    place: str, cache_dir: str | None, max_bytes: int, setting: str
-) -> tuple[Path, ShardCache | None]:
-    source = location(place)
-    if not is_remote(source):
-        return source, None
-    manifest = read_manifest(source)
-    folder = _cache_root(cache_dir, f"{setting}_dir") / manifest.digest
-    folder.mkdir(exist_ok=True)
-    with _locked(folder):
-        if not (folder / MANIFEST).exists() or not _is_whole(folder, manifest):
-            _fetch_index(place, manifest, folder)
-    return folder, ShardCache(place, folder, manifest.shards, max_bytes, max_bytes)
-
-
-def _is_whole(folder: Path, manifest: Manifest) -> bool:
-    try:
-        check_index(folder, manifest)
-    except (ValueError, OSError):
-        return False
-    return True
-
-
-def _fetch_index(url: str, manifest: Manifest, folder: Path) -> None:
-    """All that is needed to open a data set; the manifest comes last, and vouches for the rest."""
-    for name, sha256 in ((INDEX, manifest.index_sha256), (TOKENIZER, manifest.tokenizer_sha256)):
-        temporary = folder / f".{name}.tmp"
-        _fetch_verified(url, name, temporary, sha256)
-        os.replace(temporary, folder / name)
-    fsync_folder(folder)
-    write_manifest(folder, manifest)
-
-
-def _check_own_folder(folder: Path, setting: str) -> None:
-    """Make a folder where anyone may make one, and see that it is nobody else's trap.
-
-    Raises:
-        ValueError: it cannot be made, or is a link or another user's.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise ValueError(f"{setting}: {folder}: {error.strerror}; name another folder") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise ValueError(f"{setting}: {folder}: a link, or others may write to it; name another")
-
-
-def _cache_root(cache_dir: str | None, setting: str) -> Path:
-    """The cache's own folder, made if need be.
-
-    Raises:
-        ValueError: it cannot be made, or is another user's, who could change what is in it.
-    """
-    if cache_dir is None:  # not /tmp, which may lie in memory, nor the home, which machines share
-        cache_dir = f"{os.environ.get('TMPDIR') or '/var/tmp'}/capstream-{os.getuid()}"
-        _check_own_folder(Path(cache_dir), setting)
-    root = Path(cache_dir) / "capstream-cache"
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = root.stat().st_uid
-        if owner == os.getuid():
-            with _locked(root):
-                pass
-    except OSError as error:
-        raise ValueError(f"{setting}: {root}: {error.strerror}; name another folder") from None
-    if owner != os.getuid():
-        raise ValueError(f"{setting}: {root}: belongs to another user; name another folder")
-    return root

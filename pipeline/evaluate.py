@@ -19,16 +19,17 @@ from accelerate.utils import broadcast, gather_object
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline.cache import local_folders
 from pipeline.data import EvalDataset, ImageId, ShardFolder, check_bad
 from pipeline.exits import usage_errors
 from pipeline.generate import generate, load_trained
 from pipeline.loader import EVAL_SHARDS, eval_loader, start_worker_server
 from pipeline.metrics import caption_scores
 from pipeline.model.captioner import Captioner
+from pipeline.phases import FETCH_LIMIT_S, Phase
+from pipeline.places import local_folders
 from pipeline.processes import join_processes
 from pipeline.sheet import Captioned
-from pipeline.watchdog import FETCH_LIMIT_S, Phase, Watchdog
+from pipeline.watchdog import Watchdog
 from shards.atomic import write_atomic
 from shards.tokenizer import tokenizer_sha256
 

@@ -14,13 +14,13 @@ from typing import Any, TextIO
 import torch
 
 from pipeline import checkpoint
-from pipeline.cache import local_folders
 from pipeline.config import Config, DataConfig, load_config
 from pipeline.data import ShardFolder
 from pipeline.loader import EVAL_SHARDS
 from pipeline.machine import ranks_of_this_machine
 from pipeline.model.captioner import Captioner
 from pipeline.order import ALGORITHM
+from pipeline.places import local_folders
 from pipeline.run_lock import lock_run_dir
 from pipeline.shares import streams_of_ranks
 from shards.format import check_index

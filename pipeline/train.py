@@ -23,13 +23,14 @@ from pipeline.metrics import caption_scores
 from pipeline.monitor import Monitor, log_samples, open_sample_log
 from pipeline.optim import learning_rate, make_optimizer
 from pipeline.order import Order, keyed_bytes
+from pipeline.phases import FETCH_LIMIT_S, Phase
 from pipeline.prepare import Run
 from pipeline.processes import join_processes
 from pipeline.progress import Progress, commit, load_and_wrap
 from pipeline.shares import MicroBatchSampler
 from pipeline.step import NonFiniteError, train_step
 from pipeline.stop_request import StopRequest
-from pipeline.watchdog import FETCH_LIMIT_S, Phase, Watchdog
+from pipeline.watchdog import Watchdog
 from shards.atomic import write_atomic
 from shards.format import TOKENIZER
 

@@ -19,14 +19,15 @@ import pytest
 from cache_reader import fetch_only, is_right, read_many
 from conftest import Scenes
 
-import pipeline.cache
+import pipeline.download
 import shards.storage
 from pipeline.ahead import read_ahead
-from pipeline.cache import ShardCache, local_folders
+from pipeline.cache import ShardCache
 from pipeline.config import DataConfig, parse_config
 from pipeline.data import ShardFolder, TrainDataset
 from pipeline.loader import train_loader
 from pipeline.order import Order, shards_needed
+from pipeline.places import local_folders
 from pipeline.prepare import prepare
 from pipeline.shares import MicroBatchSampler
 from shards.format import read_manifest
@@ -108,7 +109,7 @@ def server(scenes: Scenes, tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.storage, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(pipeline.cache, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(pipeline.download, "PATIENCE_S", 0.0)
 
 
 def make_cache(server: Server, cache_dir: Path, num_shards: float) -> ShardCache:
@@ -174,6 +175,26 @@ def test_a_server_that_refuses_for_a_moment_is_asked_again(server: Server, tmp_p
     cache = make_cache(server, tmp_path / "cache", 7)
     assert is_right(cache, 0)
     assert [server.asked.count(name) for name in names] == [3] * 4
+
+
+@pytest.mark.usefixtures("fast_retries")
+def test_a_store_that_is_away_for_long_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    attempts = shards.storage.ATTEMPTS
+    cache = make_cache(server, tmp_path / "cache", 9)
+    name = cache.shards[1].file
+    server.refusals[name] = 3 * attempts
+    with pytest.raises(OSError, match=rf"{name}.*failed {attempts} times.*503"):
+        cache.open(1)
+    monkeypatch.setattr(pipeline.download, "PATIENCE_S", 600.0)
+    monkeypatch.setattr(shards.storage, "LONGEST_PAUSE_S", 0.01)
+    capfd.readouterr()
+    os.close(cache.open(1))
+    assert server.asked.count(name) == 3 * attempts + 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert name in line
+    assert "trying on for up to 10 minutes" in line
 
 
 @pytest.mark.usefixtures("fast_retries")

@@ -9,10 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Who may import whom inside the project; see docs/design.md.
 LAYERS = [
-    {"config", "order", "images", "exits", "run_lock", "shares", "machine"},
-    {"loader_server"},
+    {"config", "order", "images", "exits", "run_lock", "shares", "machine", "phases"},
+    {"loader_server", "download"},
     {
         "cache",
+        "places",
         "ahead",
         "data",
         "model",
@@ -29,7 +30,7 @@ LAYERS = [
     {"train"},
 ]
 FROM_SHARDS = {"format", "tokenizer", "atomic", "images", "index_tars"}
-KNOW_STORAGE = {"cache", "order"}
+KNOW_STORAGE = {"download", "places", "order"}
 KNOW_ACCELERATE = {"progress", "processes", "train", "step", "evaluate"}
 
 

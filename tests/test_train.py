@@ -274,7 +274,9 @@ def test_a_damaged_index_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     data = bytearray((folder / "index.npz").read_bytes())
     data[data.index(b"000000000")] ^= 1
     (folder / "index.npz").write_bytes(data)
-    one_line(train(1, "--data.train", folder, "--run_dir", tmp_path / "run"), "index.npz", "damaged")
+    one_line(
+        train(1, "--data.train", folder, "--run_dir", tmp_path / "run"), "index.npz", "damaged"
+    )
 
 
 def test_a_run_folder_behind_a_url_is_one_line(scenes: Scenes) -> None:

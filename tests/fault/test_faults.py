@@ -11,7 +11,7 @@ import pytest
 from conftest import ONE_THREAD, ROOT, Scenes, train_command
 
 from pipeline.exits import STOPPED
-from pipeline.watchdog import LOST_S, UNHEARD, Phase, State, find_fault, usual_limit
+from pipeline.phases import LOST_S, UNHEARD, Phase, State, find_fault, usual_limit
 
 # Fault, the rank that has it, loader processes, and what the output must tell of it.
 FAST = [
