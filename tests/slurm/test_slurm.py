@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, digests, run_shards
+from conftest import ROOT, TINY, Scenes, digests, read_sample_log, run_shards
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "runuser")
 PATIENCE_S = 240
+CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -68,6 +69,33 @@ def test_an_array_with_a_requeued_task_gives_the_same_bytes(
     assert done.returncode == 0, done.stderr
     assert digests(out) == digests(whole), logs
     assert run_shards("verify", out).returncode == 0
+
+
+def test_training_is_requeued_when_it_is_asked_to_stop(
+    slurm: dict[str, str], scenes: Scenes, tmp_path: Path
+) -> None:
+    """Two processes of one machine, on the CPU; the signal is that of SLURM's time limit."""
+    run, log, output = tmp_path / "run", tmp_path / "log", tmp_path / "job.log"
+    steps = 200
+    settings = (
+        *TINY, "--data.train", scenes.train, "--run_dir", run, "--train.steps", steps,
+        "--train.epochs", "null", "--monitor.sample_log", log,
+    )  # fmt: skip
+    job = subprocess.run(
+        ["sbatch", "--parsable", f"--output={output}", "launch/slurm/train.sbatch",
+         *map(str, settings)],
+        env={**slurm, **CPU, "SLURM_GPUS_ON_NODE": "2"},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    until(lambda: (tmp_path / "log.rank1.jsonl").exists())
+    subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)
+    until(lambda: "asked to stop" in output.read_text())
+    until(lambda: show(slurm, job)["Restarts"] == "1" and not queued(slurm))
+    told = output.read_text()
+    assert show(slurm, job)["JobState"] == "COMPLETED", told
+    assert "2 processes on cpu" in told
+    assert "from step" in told
+    assert set(read_sample_log(log)) == set(range(steps))
 
 
 def until(condition: object) -> None:
