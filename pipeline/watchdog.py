@@ -10,6 +10,7 @@ commit.
 import contextlib
 import faulthandler
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -252,9 +253,9 @@ class Watchdog:
             for thread in threading.enumerate():
                 if thread.name == "commit":  # nearly written: it would be a pity
                     thread.join(timeout=COMMIT_GRACE_S)
-            for child in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):  # ended in this moment
-                    child.kill()  # a loader that is stopped sees no other end
+            # A loader that is stopped sees no other end. Who looks after semaphores lives on.
+            for loader in multiprocessing.active_children():
+                loader.kill()
             print(f"rank {self.rank}: {why}", file=sys.stderr, flush=True)
             sys.stdout.flush()
         finally:  # also where nobody is left to read what is printed
