@@ -1,6 +1,5 @@
 """Train a captioner: `accelerate launch train.py --config configs/coco_densenet_lstm.yaml ...`."""
 
-import os
 import signal
 import sys
 
@@ -8,12 +7,12 @@ import sys
 def main() -> int:
     """Command line. Returns the exit code."""
     # Imported here, since each loader process imports this file too and needs none of it.
-    from pipeline.exits import STOP_ASKED, answer_stop, usage_errors
+    from pipeline.exits import answer_stop, asked_before_the_start, usage_errors
 
     # Until there is something to commit, a signal ends this process at once, also in the middle of
     # a library's wait: Python's own answer to Ctrl-C would come late, and with a trace.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if os.environ.get(STOP_ASKED):
+    if asked_before_the_start():
         return answer_stop()
 
     from pipeline.config import parse_config

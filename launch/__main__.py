@@ -26,12 +26,16 @@ def main() -> int:
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
-    sys.argv = [text for text in sys.argv if text != "--quiet"]  # all codes become 1 with it
+    script = next((n for n, text in enumerate(sys.argv[1:], 1) if text.endswith(".py")), 0)
+    if "--quiet" in sys.argv[:script]:  # with it accelerate answers every failure with 1
+        sys.argv.remove("--quiet")
     with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
         mark = Path(folder) / "stopped"
         os.environ[STOPPED_MARK] = str(mark)
         # With restarts to spare the processes answer a stop with 0, lest they be started again.
-        return _launch() or (STOPPED if mark.exists() else 0)
+        code = _launch()
+        # One that stopped ends the others, where no restart is left to say so itself.
+        return STOPPED if mark.exists() and code in (0, 1) else code
 
 
 def _launch() -> int:

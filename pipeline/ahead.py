@@ -72,13 +72,14 @@ class _Ahead:
         with self._lock:
             now = time.monotonic()
             if self._window_of != self.handed_out and now > self._next_look:
+                start_s = time.thread_time()
                 self._window_of, self._complete = self.handed_out, False
                 self._tried -= self._failed
                 self._failed.clear()
                 self._window = list(self._fitting())
                 self._cache.expect(self._window)
-                end = time.monotonic()
-                self._next_look = end + max(RENEW_S, (end - now) / SHARE)
+                cost_s = time.thread_time() - start_s
+                self._next_look = time.monotonic() + max(RENEW_S, cost_s / SHARE)
             if self._complete:
                 return None
             for shard in self._window:

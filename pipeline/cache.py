@@ -47,13 +47,15 @@ class ShardCache:
         """
         shard = self.shards[number]
         path = self.folder / shard.file
+        patience_s = None
         while (descriptor := _open_whole(path, shard.num_bytes)) is None:
             part = path.with_name(f".{path.name}.{shard.num_bytes}.part")
             claim = self._claim(path, part, shard.num_bytes)
             if claim is not None:
                 with claim:
-                    return self._fetch(shard, path, part)
-            _wait_for(part)
+                    return self._fetch(shard, path, part, patience_s)
+            if _wait_for(part):
+                patience_s = 0.0  # whoever fetched it has been patient already
         return descriptor
 
     def holds(self, number: int) -> bool:
@@ -89,9 +91,9 @@ class ShardCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             return file
 
-    def _fetch(self, shard: ShardEntry, path: Path, part: Path) -> int:
+    def _fetch(self, shard: ShardEntry, path: Path, part: Path, patience_s: float | None) -> int:
         try:
-            fetch_verified(self.url, shard.file, part, shard.sha256, shard.num_bytes)
+            fetch_verified(self.url, shard.file, part, shard.sha256, shard.num_bytes, patience_s)
             descriptor = os.open(part, os.O_RDONLY)
             with locked(path.parent.parent):  # so that nobody counts it under neither name
                 os.replace(part, path)
@@ -114,13 +116,15 @@ def _open_whole(path: Path, num_bytes: int) -> int | None:
     return descriptor
 
 
-def _wait_for(part: Path) -> None:
-    """Return when nobody fetches into `part`, or after a moment where nobody does."""
+def _wait_for(part: Path) -> bool:
+    """Return when nobody fetches into `part`, or after a moment; whether somebody did."""
     try:
         with open(part, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
     except FileNotFoundError:
         time.sleep(WAIT_S)
+        return False
+    return True
 
 
 @contextlib.contextmanager

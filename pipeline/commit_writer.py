@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 
 from pipeline import checkpoint
 from pipeline.exits import ExplainedError
 
 
 class CommitError(ExplainedError, RuntimeError):
-    """A commit could not be written."""
+    """The disk did not take a commit."""
 
 
 class CommitWriter:
@@ -54,7 +55,7 @@ class CommitWriter:
         """Copy the state, and write it from now on. The arguments are `checkpoint.commit`'s.
 
         Raises:
-            CommitError: the commit before this one failed.
+            RuntimeError: the commit before this one failed.
         """
         self.wait()
         self._last_start = time.monotonic()
@@ -67,10 +68,12 @@ class CommitWriter:
         """Raise what a commit has failed of, if one has; waits for nothing.
 
         Raises:
-            CommitError: names the folder; its cause is the error itself.
+            RuntimeError: names the folder; its cause is the error itself.
         """
         if self._failure is not None:
-            raise CommitError(self._failed()) from self._failure
+            from_outside = isinstance(self._failure, (OSError, SafetensorError))
+            kind = CommitError if from_outside else RuntimeError
+            raise kind(self._failed()) from self._failure
 
     def wait(self) -> None:
         """Wait until the commit under way, if any, is on the disk. Raises as `check` does."""

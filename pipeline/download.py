@@ -21,10 +21,17 @@ class _DiffersError(OSError):
 
 
 def fetch_verified(
-    url: str, name: str, local: Path, sha256: str, num_bytes: int | None = None
+    url: str,
+    name: str,
+    local: Path,
+    sha256: str,
+    num_bytes: int | None = None,
+    patience_s: float | None = None,
 ) -> None:
     """Fetch the file `name` of a data set over `local`, and onto the disk.
 
+    Args:
+        patience_s: with a store that does not answer; PATIENCE_S by default.
     Raises:
         FetchError: it cannot be had, or not as the manifest lists it.
     """
@@ -52,7 +59,7 @@ def fetch_verified(
             os.fsync(file.fileno())
 
     try:
-        persistently(source, attempt, PATIENCE_S)
+        persistently(source, attempt, PATIENCE_S if patience_s is None else patience_s)
     except OSError as error:
         raise FetchError(_explain(source, local, error)) from error
 

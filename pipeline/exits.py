@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 USAGE = 2  # unusable input: nothing was done
@@ -14,7 +14,7 @@ STOPPED = 85  # asked to stop; everything is committed, start the same command a
 # What asks a run to stop: the launcher passes them on, the training answers them.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-# The process that started this one. The programs import this file first, while it surely lives.
+# The process that started this one: train.py imports this file first, while it surely lives.
 LAUNCHER = os.getppid()
 
 # Environment variables by which the launcher and its processes agree on a stop.
@@ -30,6 +30,18 @@ class ExplainedError(Exception):
     """Ends a run for a cause outside of the program: the message says all, and no trace helps."""
 
 
+def asked_before_the_start() -> bool:
+    """Whether the launcher was asked to stop before it started this process.
+
+    If not, nobody is stopping: what an earlier start may have marked is void.
+    """
+    if os.environ.get(STOP_ASKED):
+        return True
+    if mark := os.environ.get(STOPPED_MARK):
+        Path(mark).unlink(missing_ok=True)
+    return False
+
+
 def answer_stop() -> int:
     """Tell the launcher that this process stops early, because it was asked to.
 
@@ -38,7 +50,8 @@ def answer_stop() -> int:
         (`--max_restarts`), since it starts anew whatever ends with another one.
     """
     if mark := os.environ.get(STOPPED_MARK):
-        Path(mark).touch()
+        with suppress(OSError):  # somebody tidied up: then 85 is not said, and no more is lost
+            Path(mark).touch()
     return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) else STOPPED
 
 

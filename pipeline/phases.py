@@ -100,8 +100,9 @@ def usual_limit(phase: Phase, lately_s: Mapping[Phase, Sequence[float]]) -> floa
     least = LIMITS_S.get(phase, LEAST_LIMIT_S)
     if phase not in (Phase.DATA, Phase.STEP, Phase.EVALUATE):
         return least
-    if phase != Phase.EVALUATE and len(lately_s[Phase.STEP]) < NUM_FIRST:
+    if len(lately_s[Phase.STEP]) < NUM_FIRST:
         return FIRST_LIMIT_S
-    # A machine that is slow is slow in all of them.
-    usual = max((statistics.median(seconds) for seconds in lately_s.values() if seconds), default=0)
-    return max(least, SLOWER_THAN_USUAL * usual)
+    # A step may have waited while another process scored: that one says nothing. Batches may come
+    # in bunches, and all between two of them at once: their mean does.
+    usual = max(statistics.median(lately_s[Phase.STEP]), statistics.fmean(lately_s[Phase.DATA]))
+    return max(least, SLOWER_THAN_USUAL * usual)  # a machine that is slow is slow in all of them

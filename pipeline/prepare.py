@@ -114,7 +114,8 @@ def _open_shards(data: DataConfig) -> tuple[ShardFolder, ShardFolder | None]:
     shards = [ShardFolder(folder, cache) for folder, cache in found]
     if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: it may be long
         for opened in shards:
-            check_index(opened.folder, opened.manifest)
+            if not opened.cache:  # which has seen to it
+                check_index(opened.folder, opened.manifest)
     return shards[0], shards[1] if data.val else None
 
 

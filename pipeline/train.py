@@ -120,8 +120,7 @@ def _train(
     scores = checkpoint.load_scores(run.checkpoints, progress.step)
     if _evaluation_is_due(run, progress.step) and progress.step not in scores:
         # The run was ended between a commit and its evaluation.
-        with stop.at_once(monitor, progress.step):
-            _evaluate(accelerator, run, model, progress.step, scores, monitor, watchdog)
+        _evaluate(accelerator, run, model, progress.step, scores, monitor, watchdog, stop)
     if accelerator.is_main_process and scores:
         _mark_best(run, scores)  # a kill may have come between a score and its mark
     batches = iter(_make_loader(accelerator, run, progress.step))
@@ -172,8 +171,7 @@ def _train(
             )
             break
         if evaluation_due:  # after the commit: whatever happens now, the training is kept
-            with stop.at_once(monitor, step):
-                _evaluate(accelerator, run, model, step, scores, monitor, watchdog)
+            _evaluate(accelerator, run, model, step, scores, monitor, watchdog, stop)
             monitor.restart_clock()
     return progress
 
@@ -251,8 +249,28 @@ def _evaluate(
     scores: dict[int, dict[str, float]],
     monitor: Monitor,
     watchdog: Watchdog,
+    stop: StopRequest,
 ) -> None:
     """Score the validation set at a committed step, and mark the best commit so far."""
+    # Nobody may leave before the main process has the commit whole, or while it scores be past the
+    # place where leaving is right.
+    watchdog.beat(step - 1, Phase.COMMIT if accelerator.is_main_process else Phase.WAIT)
+    accelerator.wait_for_everyone()
+    with stop.at_once(monitor, step):
+        _score(accelerator, run, model, step, scores, monitor, watchdog)
+        watchdog.beat(step - 1, Phase.WAIT)
+        accelerator.wait_for_everyone()
+
+
+def _score(
+    accelerator: Accelerator,
+    run: Run,
+    model: nn.Module,
+    step: int,
+    scores: dict[int, dict[str, float]],
+    monitor: Monitor,
+    watchdog: Watchdog,
+) -> None:
     assert run.val_shards is not None
     config = run.config
     parts = accelerator.num_processes * config.train.accumulation_steps
@@ -272,7 +290,6 @@ def _evaluate(
     for text in evaluation.bad:
         monitor.say(f"step {step:,}: not scored: {text}")
     if not accelerator.is_main_process:
-        watchdog.beat(step - 1, Phase.WAIT)
         return
     watchdog.beat(step - 1, Phase.SCORE)
     scores[step] = caption_scores(evaluation.captions, evaluation.references)

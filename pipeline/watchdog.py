@@ -133,6 +133,7 @@ class Watchdog:
 
         Looks for two seconds, in which those of other machines may find theirs and say so first.
         """
+        self._hear()
         for _ in range(20):
             for rank in ranks_of_this_machine(self.rank):
                 state = self._states[rank]
@@ -143,6 +144,17 @@ class Watchdog:
                     )
             time.sleep(0.1)
         return None
+
+    def _hear(self) -> None:
+        """The others' latest, also of those who died young; in a thread, as `_tell`."""
+
+        def hear() -> None:
+            with contextlib.suppress(RuntimeError):  # the store is gone too
+                self._exchange(0)
+
+        hearer = threading.Thread(target=hear, daemon=True)
+        hearer.start()
+        hearer.join(timeout=3.0)
 
     # ------------------------------------------------------------------ between the processes
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.2  # doubled after each attempt: 6 s in all
 LONGEST_PAUSE_S = 15.0
+TELL_S = 5.0  # of failing, before that is told
 
 
 class LastingError(OSError):
@@ -186,13 +187,13 @@ def persistently(path: Path, action: Callable[[], T], patience_s: float = 0.0) -
     """Do something with a path; from afar again after a pause, when it fails for what may pass.
 
     Args:
-        patience_s: go on for so long, where the usual attempts are over sooner; says so.
+        patience_s: go on for so long instead of a few attempts, and say so.
     Raises:
         OSError: it failed.
     """
     if not is_remote(path):
         return action()
-    start = time.monotonic()
+    start, told = time.monotonic(), False
     for attempt in count(1):
         try:
             return action()
@@ -200,11 +201,12 @@ def persistently(path: Path, action: Callable[[], T], patience_s: float = 0.0) -
             if isinstance(error, LASTING_ERRORS) or getattr(error, "errno", None) in DISK_FULL:
                 raise
             waited_s = time.monotonic() - start
-            if attempt >= ATTEMPTS and waited_s > patience_s:
+            if waited_s > patience_s if patience_s else attempt == ATTEMPTS:
                 raise OSError(
                     f"{path}: failed {attempt} times in {waited_s:.0f} s, at last with: {error}"
                 ) from error
-            if attempt == ATTEMPTS:
+            if patience_s and not told and waited_s > TELL_S:
+                told = True
                 print(
                     f"{path}: failed {attempt} times ({error}); trying on for up to "
                     f"{patience_s / 60:.0f} minutes",

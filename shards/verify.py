@@ -122,18 +122,27 @@ def _manifest_faults(manifest: Manifest, rebuilt: Manifest, foreign: bool) -> It
         found, wanted = getattr(manifest, field.name), getattr(rebuilt, field.name)
         if found != wanted and field.name not in ("index_sha256", "shards", *renamed):
             yield f"{MANIFEST}: {field.name} is {found!r}, {parts} give {wanted!r}"
-    if len(manifest.shards) != len(rebuilt.shards):
-        yield f"{MANIFEST}: {len(manifest.shards)} shards, {parts} are of {len(rebuilt.shards)}"
-        return
-    for entry, should in zip(manifest.shards, rebuilt.shards, strict=True):
-        for field in fields(ShardEntry):
-            found, wanted = getattr(entry, field.name), getattr(should, field.name)
-            if found != wanted:
-                source = "it" if foreign else f"its sidecar {sidecar_path(Path(should.file))}"
-                yield (
-                    f"{MANIFEST}: {field.name} of {should.file} is {found!r}, "
-                    f"{source} gives {wanted!r}"
-                )
+    if foreign:  # their tars have no numbers: one may be gone or new
+        there = {shard.file: shard for shard in rebuilt.shards}
+        for entry in manifest.shards:
+            if entry.file in there:
+                yield from _entry_faults(entry, there[entry.file], "the tar")
+            else:
+                yield f"{entry.file}: is not there"
+    elif len(manifest.shards) != len(rebuilt.shards):
+        yield f"{MANIFEST}: {len(manifest.shards)} shards, {len(rebuilt.shards)} have sidecars"
+    else:
+        for entry, should in zip(manifest.shards, rebuilt.shards, strict=True):
+            yield from _entry_faults(
+                entry, should, f"its sidecar {sidecar_path(Path(should.file))}"
+            )
+
+
+def _entry_faults(entry: ShardEntry, should: ShardEntry, source: str) -> Iterator[str]:
+    for name in (field.name for field in fields(ShardEntry)):
+        found, wanted = getattr(entry, name), getattr(should, name)
+        if found != wanted:
+            yield f"{MANIFEST}: {name} of {should.file} is {found!r}, {source} gives {wanted!r}"
 
 
 def _sidecar_faults(path: Path, sidecar: Sidecar) -> Iterator[str]:

@@ -188,7 +188,7 @@ def test_a_store_that_is_away_for_long_is_waited_for(
     with pytest.raises(OSError, match=rf"{name}.*failed {attempts} times.*503"):
         cache.open(1)
     monkeypatch.setattr(pipeline.download, "PATIENCE_S", 600.0)
-    monkeypatch.setattr(shards.storage, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(shards.storage, "TELL_S", 0.01)
     capfd.readouterr()
     os.close(cache.open(1))
     assert server.asked.count(name) == 3 * attempts + 1

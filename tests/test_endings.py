@@ -174,12 +174,15 @@ def test_two_processes_refuse_a_folder_in_use_without_waiting_for_each_other(
     scenes: Scenes, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
+    taken = {}
     with lock_run_dir(tmp_path / "run"):
-        started = time.monotonic()
-        done = train(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run")
-    assert done.returncode == 2
-    assert "in use by another run" in done.stderr
-    assert time.monotonic() - started < 30
+        for processes in (1, 2):
+            started = time.monotonic()
+            done = train(processes, "--data.train", scenes.train, "--run_dir", tmp_path / "run")
+            taken[processes] = time.monotonic() - started
+            assert done.returncode == 2
+            assert "in use by another run" in done.stderr
+    assert taken[2] < 3 * taken[1] + 20  # the agent's own patience is 30 s
 
 
 def test_processes_that_start_without_their_launcher_end(scenes: Scenes, tmp_path: Path) -> None:

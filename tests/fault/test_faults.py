@@ -183,7 +183,10 @@ def test_one_step_that_waited_for_long_does_not_blunt_the_limit() -> None:
     assert usual_limit(Phase.EVALUATE, lately) == 120
     slow = {Phase.DATA: [2.0] * 9, Phase.STEP: [40.0] * 9}
     assert usual_limit(Phase.DATA, slow) == usual_limit(Phase.EVALUATE, slow) == 400
-    assert usual_limit(Phase.STEP, {Phase.DATA: [], Phase.STEP: [0.1]}) == 600  # tuning, maybe
+    bunches = {Phase.DATA: [40.0, 0, 0, 0] * 4, Phase.STEP: [1.0] * 16}
+    assert usual_limit(Phase.DATA, bunches) == 100
+    for phase in (Phase.STEP, Phase.EVALUATE):  # tuning, maybe; or a first evaluation
+        assert usual_limit(phase, {Phase.DATA: [], Phase.STEP: [0.1]}) == 600
 
 
 def test_the_silent_are_lost_unless_they_are_done() -> None:

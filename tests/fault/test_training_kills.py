@@ -97,7 +97,8 @@ def kill_once(
     try:
         steps = rng.randrange(STEPS_EACH)
         if target == "in a commit":
-            wait_until(lambda: num_steps_done(log) > 3 * rng.randrange(1, 4), process)
+            commits = rng.randrange(1, 4)
+            wait_until(lambda: num_steps_done(log) > 3 * commits, process)
             victim = find_target("rank 0", process, processes)
             begun = leftovers(run)
             wait_until(lambda: bool(leftovers(run) - begun), process)
@@ -174,7 +175,7 @@ def test_a_run_killed_anywhere_ends_bit_for_bit(
     assert set(weights) == set(whole.weights)
     assert all(torch.equal(weights[name], whole.weights[name]) for name in weights)
     print(f"{in_commits} of {kills} kills were inside a commit", file=sys.stderr)
-    assert in_commits >= kills // 5
+    assert in_commits >= max(1, kills // 5)
 
 
 @pytest.mark.slow
