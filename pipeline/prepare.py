@@ -34,6 +34,7 @@ class Run:
     config: Config
     train_shards: ShardFolder
     val_shards: ShardFolder | None
+    val_digest: str | None  # of the set that the run's scores are of, also while there is none
     captioner: Captioner
     commit: Path | None  # where it goes on from
     damaged: Mapping[Path, str]  # newer commits that it passes over, and what is wrong with each
@@ -84,7 +85,7 @@ def prepare(config: Config) -> Run:
     commit, damaged = _commit_to_resume(config)
     if commit:
         _check_continues(commit, config, train_shards, int(num_slots), num_steps)
-        _check_scores(commit, val_shards)
+    val_digest = _check_scores(commit, val_shards)
     torch.manual_seed(config.seed)
     captioner = Captioner(
         config.model, train_shards.tokenizer.get_vocab_size(), pretrained=commit is None
@@ -94,6 +95,7 @@ def prepare(config: Config) -> Run:
         config=config,
         train_shards=train_shards,
         val_shards=val_shards,
+        val_digest=val_digest,
         captioner=captioner,
         commit=commit,
         damaged=damaged,
@@ -211,20 +213,26 @@ def _check_continues(
     _check_position(newest, state, config.data.global_batch_size, num_slots, num_steps)
 
 
-def _check_scores(commit: Path, val_shards: ShardFolder | None) -> None:
+def _check_scores(commit: Path | None, val_shards: ShardFolder | None) -> str | None:
     """Whether the scores so far and those to come are of the same pictures.
 
+    Returns:
+        Their data set's digest.
     Raises:
         ValueError: they are not, so that the best of them would mean nothing.
     """
+    digest = val_shards.manifest.digest if val_shards else None
+    if commit is None:
+        return digest
     scores = checkpoint.load_scores(commit.parent, checkpoint.step_of(commit))
-    scored = checkpoint.load_state(commit).get("val_digest")
-    if scores and scored and val_shards and scored != val_shards.manifest.digest:
+    scored: str | None = checkpoint.load_state(commit).get("val_digest")
+    if val_shards and scores and scored and scored != digest:
         raise ValueError(
             f"data.val: {val_shards.place} is not the validation set that {commit} was scored on; "
             f"delete {commit.parent / checkpoint.SCORES} to look for the best by the new one "
             "alone, or name another run_dir"
         )
+    return digest or scored
 
 
 def _check_position(

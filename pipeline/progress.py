@@ -73,7 +73,7 @@ def commit(
     state = {
         **asdict(progress),
         "digest": manifest.digest,
-        "val_digest": run.val_shards.manifest.digest if run.val_shards else None,
+        "val_digest": run.val_digest,
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "algorithm": ALGORITHM,
         "seed": run.config.seed,
