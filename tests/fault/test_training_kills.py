@@ -25,7 +25,7 @@ SUM_ONLY = (
     "--model.decoder.dropout", 0,
 )  # fmt: skip
 TARGETS = ("rank 0", "in a commit", "rank 1", "loader", "in a commit", "launcher")
-STEPS_EACH = 14  # that a start does at the most before it is killed
+STEPS_EACH = 20  # that a start does before it is killed, or somewhat more
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,20 @@ def find_target(target: str, process: psutil.Popen, processes: int) -> psutil.Pr
     return ranks[number] if number < len(ranks) else None
 
 
+def stop_in_a_commit(
+    victim: psutil.Process, run: Path, process: psutil.Popen, rng: random.Random
+) -> None:
+    """Suspend it at a random moment of a commit: of the first in which it is not too late."""
+    while process.poll() is None:
+        before = leftovers(run)
+        wait_until(lambda before=before: bool(leftovers(run) - before), process)
+        time.sleep(rng.uniform(0, 0.01))
+        victim.suspend()
+        if leftovers(run) - before:
+            return
+        victim.resume()
+
+
 def kill_once(
     command: list[str], run: Path, log: Path, target: str, processes: int, rng: random.Random
 ) -> bool:
@@ -95,14 +109,13 @@ def kill_once(
     )  # fmt: skip
     family: list[psutil.Process] = []
     try:
-        steps = rng.randrange(STEPS_EACH)
+        steps = rng.randrange(14)
         if target == "in a commit":
             commits = rng.randrange(1, 4)
             wait_until(lambda: num_steps_done(log) > 3 * commits, process)
             victim = find_target("rank 0", process, processes)
-            begun = leftovers(run)
-            wait_until(lambda: bool(leftovers(run) - begun), process)
-            time.sleep(rng.uniform(0, 0.01))
+            assert victim is not None
+            stop_in_a_commit(victim, run, process, rng)
         elif steps:
             wait_until(lambda: num_steps_done(log) >= steps, process)
             time.sleep(rng.uniform(0, 0.05))
