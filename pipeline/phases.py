@@ -83,11 +83,8 @@ def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int,
     age_s, rank = min((states[rank].age_s + silent_s[rank], rank) for rank in behind)
     if age_s > states[rank].limit_s:
         others = len(behind) - 1
-        who = f"it hangs, or one of the {others} that came to this before it" if others else ""
-        return (
-            rank,
-            f"has been {DOING[phase]} in step {step} for {age_s:.0f} s: {who or 'it hangs'}",
-        )
+        or_who = f", or one of the {others} that came to this before it" if others else ""
+        return rank, f"has been {DOING[phase]} in step {step} for {age_s:.0f} s: it hangs{or_who}"
     return None
 
 

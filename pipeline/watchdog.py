@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 from types import TracebackType
@@ -133,7 +134,7 @@ class Watchdog:
 
         Looks for two seconds, in which those of other machines may find theirs and say so first.
         """
-        self._hear()
+        self._ask_store(lambda: self._exchange(0))  # the latest, also of those who died young
         for _ in range(20):
             for rank in ranks_of_this_machine(self.rank):
                 state = self._states[rank]
@@ -144,17 +145,6 @@ class Watchdog:
                     )
             time.sleep(0.1)
         return None
-
-    def _hear(self) -> None:
-        """The others' latest, also of those who died young; in a thread, as `_tell`."""
-
-        def hear() -> None:
-            with contextlib.suppress(RuntimeError):  # the store is gone too
-                self._exchange(0)
-
-        hearer = threading.Thread(target=hear, daemon=True)
-        hearer.start()
-        hearer.join(timeout=3.0)
 
     # ------------------------------------------------------------------ between the processes
 
@@ -195,10 +185,7 @@ class Watchdog:
         """Say why this process ends, to people and to the others; the first one's word counts."""
         said = verdict
         if self._store:
-            # In a thread of its own: a store that is cut off may never answer.
-            teller = threading.Thread(target=self._settle, args=(verdict,), daemon=True)
-            teller.start()
-            teller.join(timeout=3.0)
+            self._ask_store(lambda: self._settle(verdict))
             if self._verdict and self._verdict != verdict:
                 about_us = verdict.startswith(f"rank {self.rank} ")
                 said = f"{verdict}; before it" if about_us else "ending, because"
@@ -208,11 +195,20 @@ class Watchdog:
 
     def _settle(self, verdict: str) -> None:
         assert self._store is not None
-        try:
-            settled = self._store.compare_set(f"{self._prefix}/verdict", "", verdict)
-            self._verdict = settled.decode()
-        except RuntimeError as error:  # nobody can be told; the caller prints it all the same
-            self._store_error = str(error)
+        self._verdict = self._store.compare_set(f"{self._prefix}/verdict", "", verdict).decode()
+
+    def _ask_store(self, ask: Callable[[], None]) -> None:
+        """Ask for three seconds, in a thread: a store that is cut off may never answer."""
+
+        def run() -> None:
+            try:
+                ask()
+            except RuntimeError as error:  # what can be said without it is said all the same
+                self._store_error = str(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(timeout=3.0)
 
     # ------------------------------------------------------------------------------ judging
 

@@ -72,8 +72,7 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
 
 def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Faults of a foreign data set that show without reading it."""
-    for name in unlisted_tars(folder, manifest):
-        yield f"{name}: not in {INDEX}; index the folder again, or keep the tar elsewhere"
+    yield from _unlisted_faults(folder, manifest)
     for shard in manifest.shards:
         try:
             num_bytes = size_of(folder / shard.file)
@@ -84,16 +83,21 @@ def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{shard.file}: {num_bytes:,} bytes, not the {shard.num_bytes:,} of {MANIFEST}"
 
 
+def _unlisted_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+    for name in unlisted_tars(folder, manifest):
+        yield f"{name}: not in {INDEX}; index the folder again, or keep the tar elsewhere"
+
+
 def _folder_faults(
     folder: Path, manifest: Manifest, sidecars: list[Sidecar], index: Index
 ) -> Iterator[str]:
     """Faults of the files that speak for all shards."""
-    yield from _manifest_faults(manifest, describe(folder, sidecars), is_foreign(manifest))
+    foreign = is_foreign(manifest)
+    yield from _manifest_faults(manifest, describe(folder, sidecars), foreign)
     if tokenizer_sha256(folder / TOKENIZER) != sidecars[0].build["tokenizer_sha256"]:
         yield f"{TOKENIZER}: not the tokenizer that the shards were built with"
-    if is_foreign(manifest):
-        for name in unlisted_tars(folder, manifest):
-            yield f"{name}: not in {INDEX}; index the folder again, or keep the tar elsewhere"
+    if foreign:
+        yield from _unlisted_faults(folder, manifest)
     else:
         built = {sidecar.shard for sidecar in sidecars}
         for name in unlisted_tars(folder, manifest):
@@ -104,7 +108,7 @@ def _folder_faults(
     if not exists or read_bytes(quarantine) != quarantine_lines(sidecars):
         yield f"{QUARANTINE}: not the records and captions that the sidecars left out"
     starts = [0, *accumulate(sidecar.num_samples for sidecar in sidecars)]
-    command = "index" if is_foreign(manifest) else "finalize"
+    command = "index" if foreign else "finalize"
     if index.shard_starts.tolist() != starts or len(index) != starts[-1]:
         yield (
             f"{INDEX}: {len(index)} samples in {len(index.shard_starts) - 1} shards, not dealt as "

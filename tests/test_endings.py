@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,21 @@ from pipeline import checkpoint
 from pipeline.exits import STOPPED
 from pipeline.run_lock import lock_run_dir
 from shards.format import read_manifest
+
+
+def wait_until(reached: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def launch_two(*settings: object, options: tuple[str, ...] = ()) -> psutil.Popen:
+    """Start the launcher, with options of its own, of two training processes."""
+    command = train_command(2, *settings)
+    script = command.index("train.py")
+    command[script:script] = options
+    return psutil.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
 
 
 def start(log: Path, *settings: object) -> subprocess.Popen[bytes]:
@@ -121,16 +137,11 @@ def test_a_stop_while_starting_ends_at_once_and_is_not_forgotten(
     scenes: Scenes, tmp_path: Path, number: signal.Signals, restarts: int
 ) -> None:
     """With restarts to spare the launcher would start anew what the signal ended."""
-    command = train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run",
-                            "--train.epochs", 500)  # fmt: skip
-    command[command.index("train.py") : command.index("train.py")] = [
-        "--max_restarts", str(restarts),
-    ]  # fmt: skip
-    process = psutil.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(process.children()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    process = launch_two(
+        "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.epochs", 500,
+        options=("--max_restarts", str(restarts)),
+    )  # fmt: skip
+    wait_until(lambda: len(process.children()) == 2)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=45)
     assert process.returncode == STOPPED
@@ -141,11 +152,8 @@ def test_a_stop_while_starting_ends_at_once_and_is_not_forgotten(
 def test_a_stop_before_the_processes_are_started_is_not_forgotten(
     scenes: Scenes, tmp_path: Path
 ) -> None:
-    command = train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run")
-    process = psutil.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any("libtorch" in mapped.path for mapped in process.memory_maps()):  # on its way
-        assert time.monotonic() < deadline
+    process = launch_two("--data.train", scenes.train, "--run_dir", tmp_path / "run")
+    wait_until(lambda: any("libtorch" in mapped.path for mapped in process.memory_maps()))
     assert not process.children()
     process.terminate()
     _, stderr = process.communicate(timeout=45)
@@ -155,16 +163,9 @@ def test_a_stop_before_the_processes_are_started_is_not_forgotten(
 
 def test_a_run_that_ends_as_it_is_asked_to_stop_is_done(scenes: Scenes, tmp_path: Path) -> None:
     """A scheduler must not start again what is done."""
-    process = psutil.Popen(
-        train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run",
-                      "--train.steps", 1),
-        cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    last = tmp_path / "run" / "checkpoints" / "best"
-    deadline = time.monotonic() + 60
-    while not last.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    run = tmp_path / "run"
+    process = launch_two("--data.train", scenes.train, "--run_dir", run, "--train.steps", 1)
+    wait_until((run / "checkpoints" / "best").exists)
     process.terminate()
     _, stderr = process.communicate(timeout=45)
     assert process.returncode == 0, stderr
@@ -187,15 +188,11 @@ def test_two_processes_refuse_a_folder_in_use_without_waiting_for_each_other(
 
 def test_processes_that_start_without_their_launcher_end(scenes: Scenes, tmp_path: Path) -> None:
     """Killed outright, it keeps no store in which they could find each other."""
-    launcher = psutil.Popen(
-        train_command(2, "--data.train", scenes.train, "--run_dir", tmp_path / "run",
-                      "--train.epochs", 500),
-        cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while len(ranks := launcher.children()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    launcher = launch_two(
+        "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.epochs", 500
+    )
+    wait_until(lambda: len(launcher.children()) == 2)
+    ranks = launcher.children()
     time.sleep(0.5)  # they import torch
     launcher.kill()
     _, alive = psutil.wait_procs(ranks, timeout=60)
