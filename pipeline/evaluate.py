@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,6 +68,11 @@ def main() -> None:
     accelerator = join_processes(world)
     torch.set_grad_enabled(False)
     with Watchdog(world) as watchdog:
+
+        def beat(phase: Phase, limit_s: float | None = None) -> None:
+            with watchdog.phase(phase, 0, limit_s):
+                pass
+
         evaluation = evaluate(
             accelerator,
             world,
@@ -78,13 +82,13 @@ def main() -> None:
             trained.config.model.max_tokens,
             arguments.batch_size,
             arguments.workers,
-            partial(watchdog.beat, 0),
+            beat,
             max_bad=arguments.max_bad,
         )
         for text in evaluation.bad:
             print(f"left out: {text}", file=sys.stderr)
         if accelerator.is_main_process:
-            watchdog.beat(0, Phase.SCORE)
+            beat(Phase.SCORE)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(arguments.out, json.dumps(evaluation.results()).encode())
             scores = caption_scores(evaluation.captions, evaluation.references)

@@ -1,4 +1,4 @@
-"""Commits written beside the training, which waits for a copy to host memory and no longer."""
+"""Writes checkpoints in a thread, while the training continues."""
 
 import threading
 import time
@@ -10,65 +10,66 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 
-from pipeline.checkpoint import folder as checkpoint
+from pipeline.checkpoint import commit as commit_module
+from pipeline.checkpoint.commit import RunRecord
+from pipeline.checkpoint.folder import prune
+from pipeline.checkpoint.state import TrainState
 from pipeline.runtime.errors import ExplainedError
 
 
 class CommitError(ExplainedError, RuntimeError):
-    """The disk did not take a commit."""
+    """A checkpoint could not be written to the disk."""
 
 
-class CommitWriter:
-    """Writes a run's commits one at a time, and deletes older ones.
+class BackgroundWriter:
+    """Writes a run's checkpoints one at a time, and deletes older ones.
 
-    A commit that fails ends the run: `check` raises its error, and so do `start`, `wait` and the
-    end of the `with` block, all of which first wait for the commit under way. Made on every rank,
-    used on the main process.
+    The training waits only until the state is copied to host memory. A checkpoint that cannot be
+    written ends the run: `check` raises its error, and so do `start`, `wait` and the end of the
+    `with` block, which first wait for the checkpoint under way. It is made on every rank and used
+    on the main process.
 
     Args:
-        checkpoints: folder of the commits.
-        keep: commits kept, the newest; the best one is kept besides.
-        config: the run's configuration as YAML.
-        tokenizer: file that each commit gets a copy of.
-        every_s: seconds from the start of one commit until the next is overdue; 0 never.
+        checkpoints: folder of the run's checkpoints.
+        record: what all of them have in common.
+        keep: how many of the newest are kept; the best one is kept besides.
+        every_s: seconds from the start of one checkpoint until the next is overdue; 0 never.
     """
 
-    def __init__(
-        self, checkpoints: Path, keep: int, config: str, tokenizer: Path, every_s: float
-    ) -> None:
+    def __init__(self, checkpoints: Path, record: RunRecord, keep: int, every_s: float) -> None:
         self._checkpoints = checkpoints
+        self._record = record
         self._keep = keep
-        self._config = config
-        self._tokenizer = tokenizer
         self._every_s = every_s
         self._last_start = time.monotonic()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def overdue(self) -> bool:
-        """Whether the last commit, or the run's start, is longer ago than a commit may be."""
+        """Whether `every_s` have passed since the last checkpoint or the start of the run."""
         return 0 < self._every_s <= time.monotonic() - self._last_start
 
     def start(
-        self, state: dict[str, Any], model: Mapping[str, Any], optimizer: Mapping[str, Any]
+        self, state: TrainState, model: Mapping[str, Any], optimizer: Mapping[str, Any]
     ) -> None:
-        """Copy the state, and write it from now on. The arguments are `checkpoint.commit`'s.
+        """Copy the state and begin to write it. The arguments are those of `commit`.
 
         Raises:
-            RuntimeError: the commit before this one failed.
+            RuntimeError: the checkpoint before this one could not be written.
         """
         self.wait()
         self._last_start = time.monotonic()
-        copies = (dict(state), _host_copy(model), _host_copy(optimizer))
-        # Not a daemon: whatever ends the main thread, the process lives until the commit is whole.
+        copies = (state, _host_copy(model), _host_copy(optimizer))
+        # Not a daemon thread: the process lives until the checkpoint is complete, whatever ends the
+        # main thread.
         self._thread = threading.Thread(target=self._write, args=copies, name="commit")
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what a commit has failed of, if one has; waits for nothing.
+        """Raise the error of a checkpoint that could not be written; does not wait.
 
         Raises:
-            RuntimeError: names the folder; its cause is the error itself.
+            RuntimeError: names the folder; its cause is the original error.
         """
         if self._failure is not None:
             from_outside = isinstance(self._failure, (OSError, SafetensorError))
@@ -76,7 +77,7 @@ class CommitWriter:
             raise kind(self._failed()) from self._failure
 
     def wait(self) -> None:
-        """Wait until the commit under way, if any, is on the disk. Raises as `check` does."""
+        """Wait until the checkpoint under way, if any, is on the disk. Raises like `check`."""
         self._join()
         self.check()
 
@@ -93,7 +94,7 @@ class CommitWriter:
         if error is None:
             self.check()
         elif self._failure is not None and error.__cause__ is not self._failure:
-            error.add_note(self._failed())  # the first of two faults keeps its name
+            error.add_note(self._failed())  # the error that came first stays the main one
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -102,19 +103,17 @@ class CommitWriter:
 
     def _failed(self) -> str:
         return (
-            f"{self._checkpoints}: a commit could not be written ({self._failure}); those before "
-            "it are as they were, and once the cause is mended the same command goes on from the "
-            "newest"
+            f"{self._checkpoints}: a checkpoint could not be written ({self._failure}); earlier "
+            "checkpoints are unchanged. Remove the cause and start the same command again: it "
+            "continues from the newest checkpoint"
         )
 
     def _write(
-        self, state: dict[str, Any], model: dict[str, torch.Tensor], optimizer: dict[str, Any]
+        self, state: TrainState, model: dict[str, torch.Tensor], optimizer: dict[str, Any]
     ) -> None:
         try:
-            checkpoint.commit(
-                self._checkpoints, state, model, optimizer, self._config, self._tokenizer
-            )
-            checkpoint.prune(self._checkpoints, self._keep)
+            commit_module.commit(self._checkpoints, self._record, state, model, optimizer)
+            prune(self._checkpoints, self._keep)
         except BaseException as error:  # the main thread raises it
             self._failure = error
 

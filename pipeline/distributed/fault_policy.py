@@ -1,20 +1,24 @@
-"""What a process of a run may be at, for how long, and who of several is at fault: pure."""
+"""Which process of a run is at fault, and how long each phase may take: pure functions.
+
+A round is one pass through the training loop, numbered from 0: the data and the step itself, and
+after it the checkpoint and the evaluation of that step.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-LOST_S = 20.0  # silence after which a process counts as gone
-LEAST_LIMIT_S = 30.0  # a step may always take so long,
-SLOWER_THAN_USUAL = 10.0  # and so many times what it usually takes
-FIRST_LIMIT_S = 600.0  # libraries tune themselves in the first steps, which tell nothing yet
-NUM_FIRST = 2  # steps
-FETCH_LIMIT_S = 900.0  # of waiting for data from afar: downloads have limits and attempts of theirs
+LOST_S = 20.0  # silence after which a process counts as lost
+LEAST_LIMIT_S = 30.0  # a step may always take this long,
+SLOWER_THAN_USUAL = 10.0  # and this many times as long as it usually does
+FIRST_LIMIT_S = 600.0  # limit of the first steps, in which libraries tune themselves
+NUM_FIRST = 2  # how many steps that are
+FETCH_LIMIT_S = 900.0  # for shards behind URLs: downloads have time limits and retries of their own
 
 
 class Phase(IntEnum):
-    """What a main thread is at, in the order of one round of the training loop."""
+    """What a main thread is doing, in the order of one round."""
 
     DATA = 0
     STEP = 1
@@ -36,38 +40,56 @@ DOING = {
     Phase.WAIT: "waiting for the other processes",
 }
 
-# How long one round of it may take, in seconds; captioning longer where steps are slow.
+# How long each of these may take, in seconds. Captioning one batch may take longer than this where
+# training steps do.
 LIMITS_S = {
     Phase.COMMIT: 900.0, Phase.EVALUATE: 120.0, Phase.GATHER: 120.0, Phase.SCORE: 1800.0,
     Phase.WAIT: float("inf"), Phase.DONE: float("inf"),
 }  # fmt: skip
 
 
-UNHEARD = -1  # number of a message that has not come
+UNHEARD = -1  # message number of a process that has not sent one yet
 
 
 @dataclass(frozen=True)
 class State:
-    """What a process says of itself."""
+    """What a process says about itself in a heartbeat.
 
-    number: int  # of the message; UNHEARD before the first
+    Args:
+        number: of the message; UNHEARD before the first one.
+        step: the round of the training loop.
+        age_s: how long its main thread has been in this phase.
+        limit_s: how long it may be.
+    """
+
+    number: int
     step: int
     phase: Phase
-    age_s: float  # how long its main thread has been at this
+    age_s: float
     limit_s: float
     pid: int
     host: str
 
 
-def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int, str] | None:
-    """The rank that holds up a run, and why it is thought to; None where all is well.
-
-    A rank that waits for others is ahead of them, or came to where they are before them: only the
-    last to come to where the furthest behind are can be at fault.
+def round_of(phase: Phase, step: int) -> int:
+    """The round that a phase belongs to.
 
     Args:
-        states: the latest of each rank.
-        silent_s: seconds since it came.
+        step: steps done so far. A checkpoint and an evaluation come after the step of their round,
+            which is counted by then.
+    """
+    return step if phase in (Phase.DATA, Phase.STEP) else max(step - 1, 0)
+
+
+def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int, str] | None:
+    """The rank that holds up a run, and the reason; None where there is none.
+
+    A rank that waits for others is either ahead of them, or came to the same phase before them. So
+    only the rank that came last to the phase that is furthest behind can be at fault.
+
+    Args:
+        states: the latest state of each rank.
+        silent_s: seconds since it arrived.
     """
     at_work = [(rank, state) for rank, state in enumerate(states) if state.phase != Phase.DONE]
     for rank, state in at_work:
@@ -89,17 +111,17 @@ def find_fault(states: Sequence[State], silent_s: Sequence[float]) -> tuple[int,
 
 
 def usual_limit(phase: Phase, lately_s: Mapping[Phase, Sequence[float]]) -> float:
-    """How long a main thread may be at something, in seconds.
+    """How long a main thread may be in a phase, in seconds.
 
     Args:
-        lately_s: what the latest DATA and STEP took.
+        lately_s: durations of the latest DATA and STEP phases.
     """
     least = LIMITS_S.get(phase, LEAST_LIMIT_S)
     if phase not in (Phase.DATA, Phase.STEP, Phase.EVALUATE):
         return least
     if len(lately_s[Phase.STEP]) < NUM_FIRST:
         return FIRST_LIMIT_S
-    # A step may have waited while another process scored: that one says nothing. Batches may come
-    # in bunches, and all between two of them at once: their mean does.
+    # The median of steps, since a step in which another process was scoring says nothing about the
+    # usual one. The mean of waits for data, since batches may come in bunches.
     usual = max(statistics.median(lately_s[Phase.STEP]), statistics.fmean(lately_s[Phase.DATA]))
-    return max(least, SLOWER_THAN_USUAL * usual)  # a machine that is slow is slow in all of them
+    return max(least, SLOWER_THAN_USUAL * usual)

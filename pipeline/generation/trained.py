@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from pipeline.checkpoint.folder import CONFIG, TOKENIZER, check_commit, load_model_state
+from pipeline.checkpoint.commit import CONFIG, TOKENIZER, check_commit, load_model_state
 from pipeline.config.parser import load_config
 from pipeline.config.run import Config
 from pipeline.generation.greedy import greedy

@@ -1,17 +1,14 @@
 """What a person sees of a run: TensorBoard and one console line, on the main process."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.data.batch import ImageId
 from pipeline.observability.contact_sheet import Captioned, draw_sheet
 
 CONSOLE_EVERY_S = 10.0  # a line that far apart where no terminal rewrites it
@@ -143,15 +140,3 @@ class Monitor:
         if self._line_open:
             print(flush=True)
             self._line_open = False
-
-
-def open_sample_log(prefix: str, rank: int) -> TextIO:
-    """The file to which this rank appends the ids of each step: PREFIX.rankR.jsonl."""
-    path = Path(f"{prefix}.rank{rank}.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "a", buffering=1)  # line by line, so that a kill loses none
-
-
-def log_samples(file: TextIO, step: int, ids: Sequence[ImageId]) -> None:
-    """Append the image ids that this rank trained on in one step, in slot order."""
-    file.write(json.dumps({"step": step, "ids": list(ids)}) + "\n")

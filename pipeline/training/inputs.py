@@ -1,21 +1,25 @@
-"""What is settled before training: inputs read and found to fit, one run described.
+"""Reads and checks all inputs of a run before anything starts.
 
-Nothing here starts a process group or touches a GPU, so that a mistake costs a second and one line.
+No process group is joined and no GPU is touched here, so a mistake costs a second and one line.
 """
 
 import math
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 
-from pipeline.checkpoint import folder as checkpoint
+from pipeline.checkpoint.identity import RunIdentity
+from pipeline.checkpoint.resume import (
+    ResumePoint,
+    check_continues,
+    check_scores,
+    find_resume_point,
+)
 from pipeline.config.data import DataConfig
-from pipeline.config.parser import load_config
 from pipeline.config.run import Config
 from pipeline.data.loader import EVAL_SHARDS
 from pipeline.data.partition import streams_of_ranks
@@ -25,110 +29,137 @@ from pipeline.model.captioner import Captioner
 from pipeline.remote.location import local_folders
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
+from pipeline.training.schedule import Schedule
 from shards.format import check_index
 from shards.index_tars import unlisted_tars
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose inputs have been read and found to fit."""
+    """A run whose inputs have been read and checked.
+
+    Args:
+        resume: where it continues from.
+        lock: of the main process, on the run folder; held as long as the run lives.
+        num_slots: positions of the sample sequence that the run consumes in all.
+        num_steps: steps of the whole run.
+    """
 
     config: Config
     world: World
     train_shards: ShardFolder
     val_shards: ShardFolder | None
-    val_digest: str | None  # of the set that the run's scores are of, also while there is none
     captioner: Captioner
-    commit: Path | None  # where it goes on from
-    damaged: Mapping[Path, str]  # newer commits that it passes over, and what is wrong with each
-    lock: TextIO | None  # the main process's, on the run folder, for as long as the run lives
-    num_slots: int  # positions of the sample sequence that it consumes
+    identity: RunIdentity
+    resume: ResumePoint
+    lock: TextIO | None
+    num_slots: int
     num_steps: int
+    schedule: Schedule
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the commits."""
+        """Folder of the checkpoints."""
         return Path(self.config.run_dir) / "checkpoints"
+
+    def samples_of_step(self, step: int) -> int:
+        """Samples in the global batch of a step; the last one of the run may hold fewer."""
+        batch_size = self.config.data.global_batch_size
+        return min((step + 1) * batch_size, self.num_slots) - step * batch_size
 
 
 def prepare(config: Config, world: World) -> Run:
-    """Read everything that a user can have got wrong, before any process group or GPU starts.
+    """Read and check everything that a user may have got wrong.
 
     Raises:
         ValueError: names the folder or the setting at fault.
     """
     train_shards, val_shards = _open_shards(config.data, world)
-    digest = train_shards.manifest.tokenizer_sha256
-    if val_shards and val_shards.manifest.tokenizer_sha256 != digest:
-        raise ValueError(
-            f"{config.data.val}: built with another tokenizer than {config.data.train}; build "
-            "both with the same tokenizer.json"
-        )
-    if config.model.encoder.batch_norm == "sync" and not torch.cuda.is_available():
-        raise ValueError("model.encoder.batch_norm: `sync` needs GPUs")
-    parts = world.world_size * config.train.accumulation_steps
-    if config.data.global_batch_size <= parts and config.model.encoder.batch_norm != "frozen":
-        raise ValueError(
-            f"data.global_batch_size: {config.data.global_batch_size} over {parts} parts is one "
-            "image each, and batch normalisation cannot train on one"
-        )
-    epochs, steps = config.train.epochs, config.train.steps
-    batch_size = config.data.global_batch_size
-    num_slots = min(
-        math.inf if epochs is None else epochs * len(train_shards),
-        math.inf if steps is None else steps * batch_size,
-    )
-    num_steps = -(-int(num_slots) // batch_size)
-    _make_run_dir(Path(config.run_dir))
-    lock = lock_run_dir(Path(config.run_dir)) if world.is_main else None
+    _check_batch(config, world)
+    num_slots = _num_slots(config, len(train_shards))
+    num_steps = -(-num_slots // config.data.global_batch_size)
+    schedule = Schedule(config.optim, config.train, num_steps)
+    run_dir = Path(config.run_dir)
+    _make_run_dir(run_dir)
+    lock = lock_run_dir(run_dir) if world.is_main else None
     if world.is_main:
-        _tell_unread_tars(train_shards, val_shards)
-    commit, damaged = _commit_to_resume(config)
-    if commit:
-        _check_continues(commit, config, train_shards, int(num_slots), num_steps)
-    val_digest = _check_scores(commit, val_shards)
+        _name_unlisted_tars(train_shards, val_shards)
+    manifest = train_shards.manifest
+    identity = RunIdentity.of(config, manifest.digest, manifest.tokenizer_sha256, ALGORITHM)
+    resume = find_resume_point(run_dir / "checkpoints", config.train.resume)
+    if resume.commit:
+        batch_size = config.data.global_batch_size
+        check_continues(resume.commit, identity, batch_size, num_slots, num_steps)
+        if val_shards:
+            check_scores(resume.commit, val_shards.place, val_shards.manifest.digest)
     torch.manual_seed(config.seed)
-    captioner = Captioner(
-        config.model, train_shards.tokenizer.get_vocab_size(), pretrained=commit is None
-    )
+    vocab_size = train_shards.tokenizer.get_vocab_size()
+    captioner = Captioner(config.model, vocab_size, pretrained=resume.commit is None)
     _try_encoder(captioner, config)
     return Run(
         config=config,
         world=world,
         train_shards=train_shards,
         val_shards=val_shards,
-        val_digest=val_digest,
         captioner=captioner,
-        commit=commit,
-        damaged=damaged,
+        identity=identity,
+        resume=resume,
         lock=lock,
-        num_slots=int(num_slots),
+        num_slots=num_slots,
         num_steps=num_steps,
+        schedule=schedule,
     )
 
 
 def _open_shards(data: DataConfig, world: World) -> tuple[ShardFolder, ShardFolder | None]:
     streams = streams_of_ranks(world.ranks_of_this_machine, world.world_size, data.streams)
-    # Of each stream read here the block that is read, and the next.
+    # At once a stream needs the block that is being read, and the next one.
     places = [(data.train, 2 * data.shuffle_block * len(streams))]
     if data.val:
         places.append((data.val, EVAL_SHARDS))
     found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
     shards = [ShardFolder(folder, cache) for folder, cache in found]
-    if world.is_local_main:  # once a machine: it may be long
+    if world.is_local_main:  # once on each machine, since a large index takes long
         for opened in shards:
-            if not opened.cache:  # which has seen to it
+            if not opened.cache:  # the cache has checked its own
                 check_index(opened.folder, opened.manifest)
-    return shards[0], shards[1] if data.val else None
+    train, val = shards[0], shards[1] if data.val else None
+    if val and val.manifest.tokenizer_sha256 != train.manifest.tokenizer_sha256:
+        raise ValueError(
+            f"{data.val}: built with another tokenizer than {data.train}; build both with the same "
+            "tokenizer.json"
+        )
+    return train, val
 
 
-def _tell_unread_tars(*opened: ShardFolder | None) -> None:
+def _check_batch(config: Config, world: World) -> None:
+    """Whether batch normalisation can train on each process's part of a batch."""
+    batch_norm = config.model.encoder.batch_norm
+    if batch_norm == "sync" and not torch.cuda.is_available():
+        raise ValueError("model.encoder.batch_norm: `sync` needs GPUs")
+    parts = world.world_size * config.train.accumulation_steps
+    if config.data.global_batch_size <= parts and batch_norm != "frozen":
+        raise ValueError(
+            f"data.global_batch_size: {config.data.global_batch_size} images over {parts} "
+            "micro-batches is one image each, and batch normalisation cannot train on one"
+        )
+
+
+def _num_slots(config: Config, num_samples: int) -> int:
+    """Positions of the sample sequence until `train.steps` or `train.epochs` ends the run."""
+    epochs, steps = config.train.epochs, config.train.steps
+    by_epochs = math.inf if epochs is None else epochs * num_samples
+    by_steps = math.inf if steps is None else steps * config.data.global_batch_size
+    return int(min(by_epochs, by_steps))
+
+
+def _name_unlisted_tars(*opened: ShardFolder | None) -> None:
     for shards in opened:
         if shards and shards.foreign and not shards.cache:
             for name in unlisted_tars(shards.folder, shards.manifest):
                 print(
-                    f"{shards.folder / name}: came after the index, and is not read; `python -m "
-                    "shards index` takes it in, for a new run",
+                    f"{shards.folder / name}: added after the folder was indexed, so it is not "
+                    "read; `python -m shards index` adds it, for a new run",
                     file=sys.stderr,
                 )
 
@@ -144,128 +175,13 @@ def _make_run_dir(path: Path) -> None:
 
 @torch.no_grad()
 def _try_encoder(captioner: Captioner, config: Config) -> None:
-    """Some backbones take one size only, or none this small: better known now."""
+    """Encode one black image: some backbones accept one size only, or none this small."""
     size = config.data.image_size
     captioner.encoder.eval()
     try:
         captioner.encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"model.encoder.name: {config.model.encoder.name} does not take pictures of "
+            f"model.encoder.name: {config.model.encoder.name} does not accept images of "
             f"data.image_size {size}: {str(error).splitlines()[0]}"
         ) from None
-
-
-def _commit_to_resume(config: Config) -> tuple[Path | None, dict[Path, str]]:
-    """The commit to go on from, and the damaged ones that are newer, each with its fault."""
-    commits = list(checkpoint.commits(Path(config.run_dir) / "checkpoints"))
-    if commits and config.train.resume == "never":
-        raise ValueError(
-            f"run_dir: {config.run_dir} holds checkpoints already; name another folder, or "
-            "say train.resume auto to go on from them"
-        )
-    damaged: dict[Path, str] = {}
-    for path in reversed(commits):
-        try:
-            checkpoint.check_commit(path)
-        except ValueError as error:
-            damaged[path] = str(error)
-            if len(commits) > 1 and config.train.resume == "auto":
-                raise ValueError(
-                    f"{error}; the one before it is {commits[-2].name}: `train.resume previous` "
-                    "goes on from there, or from the newest that is whole"
-                ) from None
-        else:
-            return path, damaged
-    if damaged:
-        raise ValueError(
-            f"{'; '.join(damaged.values())}; there is none before it to go on from: to train anew "
-            "name another run_dir"
-        )
-    return None, damaged
-
-
-def _check_continues(
-    newest: Path, config: Config, shards: ShardFolder, num_slots: int, num_steps: int
-) -> None:
-    """Whether the run as it is now configured is the one that made the commit.
-
-    Raises:
-        ValueError: names the setting that differs.
-    """
-    state, old = checkpoint.load_state(newest), load_config(newest / checkpoint.CONFIG)
-    if state["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
-        raise ValueError(f"data.train: {shards.place} has another tokenizer than {newest}")
-    comparisons: list[tuple[str, Any, Any]] = [
-        ("data.train (the data set's digest)", state["digest"], shards.manifest.digest),
-        ("the sample order's version", state["algorithm"], ALGORITHM),
-        ("seed", old.seed, config.seed),
-        ("data.global_batch_size", old.data.global_batch_size, config.data.global_batch_size),
-        ("data.shuffle_block", old.data.shuffle_block, config.data.shuffle_block),
-        ("data.streams", old.data.streams, config.data.streams),
-        *_model_settings(old, config),
-    ]
-    for what, then, now in comparisons:
-        if then != now:
-            raise ValueError(
-                f"{newest}: was trained with another value of {what} ({then}, now {now}); to "
-                "train anew name another run_dir"
-            )
-    _check_position(newest, state, config.data.global_batch_size, num_slots, num_steps)
-
-
-def _check_scores(commit: Path | None, val_shards: ShardFolder | None) -> str | None:
-    """Whether the scores so far and those to come are of the same pictures.
-
-    Returns:
-        Their data set's digest.
-    Raises:
-        ValueError: they are not, so that the best of them would mean nothing.
-    """
-    digest = val_shards.manifest.digest if val_shards else None
-    if commit is None:
-        return digest
-    scores = checkpoint.load_scores(commit.parent, checkpoint.step_of(commit))
-    scored: str | None = checkpoint.load_state(commit).get("val_digest")
-    if val_shards and scores and scored and scored != digest:
-        raise ValueError(
-            f"data.val: {val_shards.place} is not the validation set that {commit} was scored on; "
-            f"delete {commit.parent / checkpoint.SCORES} to look for the best by the new one "
-            "alone, or name another run_dir"
-        )
-    return digest or scored
-
-
-def _check_position(
-    commit: Path, state: dict[str, Any], batch_size: int, num_slots: int, num_steps: int
-) -> None:
-    """Whether the run as it is now configured passes through the commit."""
-    step, consumed = state["step"], state["samples_consumed"]
-    if step > num_steps:
-        raise ValueError(
-            f"train.steps, train.epochs: end the run after {num_steps:,} steps, but {commit} has "
-            f"done {step:,} already"
-        )
-    if consumed < step * batch_size and consumed < num_slots:
-        raise ValueError(
-            f"train.steps, train.epochs: {commit} ended a run with an incomplete batch; a longer "
-            "run would have filled it, and going on would leave those samples out; to train "
-            "longer name another run_dir"
-        )
-
-
-def _model_settings(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
-    """Name, old and new value of each model setting."""
-
-    def flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in section.items():
-            inside = isinstance(value, Mapping)
-            found |= flat(value, f"{prefix}.{name}") if inside else {f"{prefix}.{name}": value}
-        return found
-
-    before, after = flat(asdict(old.model), "model"), flat(asdict(new.model), "model")
-    for settings in (before, after):  # the commit brings the weights, wherever they came from
-        weights = "model.encoder.weights"
-        settings[weights] = "given" if settings[weights] is not None else None
-    return [(name, before[name], after[name]) for name in before]

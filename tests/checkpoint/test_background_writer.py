@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkpoints import make_record
 
-from pipeline.checkpoint import folder as checkpoint
-from pipeline.checkpoint.background_writer import CommitWriter
+from pipeline.checkpoint import commit as checkpoint
+from pipeline.checkpoint.background_writer import BackgroundWriter
+from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.state import TrainState
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> CommitWriter:
+def writer(tmp_path: Path) -> BackgroundWriter:
     (tmp_path / "words").write_text("{}")
-    return CommitWriter(tmp_path / "c", 2, "seed: 0\n", tmp_path / "words", every_s=0)
+    return BackgroundWriter(tmp_path / "c", make_record(tmp_path / "words"), 2, every_s=0)
 
 
 @pytest.fixture
@@ -31,14 +34,14 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return gate.set
 
 
-def state(step: int, tensor: torch.Tensor) -> tuple[dict, dict, dict]:
+def state(step: int, tensor: torch.Tensor) -> tuple[TrainState, dict, dict]:
     group = {"lr": torch.tensor(0.5), "betas": (0.9, 0.999), "params": [0]}
     optimizer = {"state": {0: {"exp_avg": tensor}}, "param_groups": [group]}
-    return {"step": step}, {"weight": tensor}, {"optimizer": optimizer}
+    return TrainState(step=step), {"weight": tensor}, {"optimizer": optimizer}
 
 
 def test_a_commit_holds_the_state_at_its_start(
-    writer: CommitWriter, tmp_path: Path, held: Callable[[], None]
+    writer: BackgroundWriter, tmp_path: Path, held: Callable[[], None]
 ) -> None:
     tensor = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     before = tensor.clone()
@@ -46,13 +49,12 @@ def test_a_commit_holds_the_state_at_its_start(
     with writer:
         writer.start(*arguments)  # returns although nothing is written yet
         tensor.add_(1)
-        arguments[0]["step"] = 99
         arguments[2]["optimizer"]["param_groups"][0]["params"].append(1)
-        assert not list(checkpoint.commits(tmp_path / "c"))
+        assert not list(commits(tmp_path / "c"))
         held()
-    (path,) = checkpoint.commits(tmp_path / "c")
+    (path,) = commits(tmp_path / "c")
     checkpoint.check_commit(path)
-    assert checkpoint.load_state(path) == {"step": 1}
+    assert checkpoint.load_state(path)[0] == TrainState(step=1)
     assert torch.equal(checkpoint.load_model_state(path)["weight"], before)
     loaded = checkpoint.load_optimizer_state(path)["optimizer"]
     assert torch.equal(loaded["state"][0]["exp_avg"], before)
@@ -61,7 +63,7 @@ def test_a_commit_holds_the_state_at_its_start(
 
 
 def test_a_commit_waits_for_the_one_before(
-    writer: CommitWriter, tmp_path: Path, held: Callable[[], None]
+    writer: BackgroundWriter, tmp_path: Path, held: Callable[[], None]
 ) -> None:
     with writer:
         writer.start(*state(1, torch.zeros(1)))
@@ -70,10 +72,10 @@ def test_a_commit_waits_for_the_one_before(
         writer.start(*state(2, torch.zeros(1)))
         assert time.monotonic() - started > 0.2
         assert (tmp_path / "c" / "step-00000001").is_dir()
-    assert len(list(checkpoint.commits(tmp_path / "c"))) == 2
+    assert len(list(commits(tmp_path / "c"))) == 2
 
 
-def check_steps(writer: CommitWriter) -> None:
+def check_steps(writer: BackgroundWriter) -> None:
     """As the training does, step by step."""
     for _ in range(3000):
         writer.check()
@@ -81,7 +83,7 @@ def check_steps(writer: CommitWriter) -> None:
 
 
 def test_a_failed_commit_is_heard_everywhere(
-    writer: CommitWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: BackgroundWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -105,11 +107,13 @@ def test_a_failed_commit_is_heard_everywhere(
 
 def test_the_clock_calls_for_a_commit(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("{}")
-    with CommitWriter(tmp_path / "c", 2, "", tmp_path / "words", every_s=0.2) as writer:
+    with BackgroundWriter(
+        tmp_path / "c", make_record(tmp_path / "words"), 2, every_s=0.2
+    ) as writer:
         assert not writer.overdue()
         time.sleep(0.25)
         assert writer.overdue()
         writer.start(*state(1, torch.zeros(1)))
         assert not writer.overdue()
-    with CommitWriter(tmp_path / "c", 2, "", tmp_path / "words", every_s=0) as writer:
+    with BackgroundWriter(tmp_path / "c", make_record(tmp_path / "words"), 2, every_s=0) as writer:
         assert not writer.overdue()

@@ -17,10 +17,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import pipeline.checkpoint.commit
 import pipeline.data.reader
 import pipeline.evaluation.evaluator
+import pipeline.observability.monitor
+import pipeline.observability.sample_log
 import pipeline.training.trainer
-from pipeline.checkpoint import folder as checkpoint
+import pipeline.training.validation
 
 STEP = int(os.environ.get("FAULT_STEP", "3"))
 HOUR_S = 3600.0
@@ -104,13 +107,13 @@ def spoil_loading(fault: str) -> None:
 
 
 def slow_down(name: str, seconds: float) -> None:
-    whole = getattr(pipeline.training.trainer, name)
+    whole = getattr(pipeline.training.validation, name)
 
     def slow(*arguments: Any) -> Any:
         time.sleep(seconds)
         return whole(*arguments)
 
-    setattr(pipeline.training.trainer, name, slow)
+    setattr(pipeline.training.validation, name, slow)
 
 
 # Faults in a part of the program, put in before it starts.
@@ -118,18 +121,18 @@ IN_A_PART: dict[str, Callable[[], Any]] = {
     "hangs while loading": lambda: spoil_loading("hangs while loading"),
     "reading fails": lambda: spoil_loading("reading fails"),
     "token too large": lambda: spoil_loading("token too large"),
-    "disk full at a commit": lambda: setattr(checkpoint, "save_file", no_space),
+    "disk full at a commit": lambda: setattr(pipeline.checkpoint.commit, "save_file", no_space),
     "disk full at the sample log": lambda: setattr(
-        pipeline.training.trainer, "log_samples", no_space
+        pipeline.observability.sample_log.SampleLog, "write", no_space
     ),
     "captioning fails": lambda: setattr(
         pipeline.evaluation.evaluator, "generate", fail_with(RuntimeError("no words"))
     ),
     "scoring fails": lambda: setattr(
-        pipeline.training.trainer, "caption_scores", fail_with(ValueError("no scores"))
+        pipeline.training.validation, "caption_scores", fail_with(ValueError("no scores"))
     ),
     "scoring takes long": lambda: slow_down("caption_scores", 45.0),
-    "logging fails": lambda: setattr(pipeline.training.trainer.Monitor, "_log", no_space),
+    "logging fails": lambda: setattr(pipeline.observability.monitor.Monitor, "_log", no_space),
 }
 
 

@@ -12,7 +12,8 @@ import psutil
 import pytest
 from conftest import ONE_THREAD, ROOT, Scenes, train, train_command
 
-from pipeline.checkpoint import folder as checkpoint
+from pipeline.checkpoint.commit import check_commit
+from pipeline.checkpoint.folder import commits
 from pipeline.runtime.preemption import STOPPED
 from pipeline.runtime.run_lock import lock_run_dir
 from shards.format import read_manifest
@@ -99,7 +100,7 @@ def test_a_commit_that_does_not_fit_ends_the_run(scenes: Scenes, tmp_path: Path)
         cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode not in (0, 2, STOPPED)
-    assert f"{run / 'checkpoints'}: a commit could not be written" in done.stderr
+    assert f"{run / 'checkpoints'}: a checkpoint could not be written" in done.stderr
     assert "File too large" in done.stderr
     assert not list((run / "checkpoints").iterdir())
 
@@ -127,8 +128,8 @@ def test_a_signal_to_the_whole_group_commits(
     )  # fmt: skip
     os.killpg(process.pid, number)
     assert process.wait(timeout=60) == STOPPED
-    (commit,) = checkpoint.commits(run / "checkpoints")
-    checkpoint.check_commit(commit)
+    (commit,) = commits(run / "checkpoints")
+    check_commit(commit)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -23,14 +23,16 @@ from conftest import (
 )
 from safetensors.torch import load_file
 
-from pipeline.checkpoint import folder as checkpoint
+from pipeline.checkpoint import commit as checkpoint
+from pipeline.checkpoint.best import Scores, load_scores, save_scores
+from pipeline.checkpoint.folder import commits
 from pipeline.runtime.preemption import STOPPED
 
 NUM_IMAGES = 63
 
 
 def newest(run_dir: Path) -> Path:
-    return list(checkpoint.commits(run_dir / "checkpoints"))[-1]
+    return list(commits(run_dir / "checkpoints"))[-1]
 
 
 # (processes, loader workers of each)
@@ -96,7 +98,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_uninterrupted_one(
     stopped_at = [0]
     for _ in range(2):
         assert stop_after(command, log, stopped_at[-1] + 2) == STOPPED
-        stopped_at.append(checkpoint.load_state(newest(tmp_path / "parts"))["step"])
+        stopped_at.append(checkpoint.load_state(newest(tmp_path / "parts"))[0].step)
     assert stopped_at == sorted(set(stopped_at))
     assert stopped_at[-1] < 63, "stopped too late to show anything"
     done = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
@@ -137,15 +139,16 @@ def test_a_run_evaluates_keeps_the_best_and_captions_pictures(
     assert list((run / "tensorboard").glob("events*"))
     best = run / "checkpoints" / "best"
     checkpoint.check_commit(best)
-    scores = checkpoint.load_scores(run / "checkpoints", 6)
-    assert set(scores) == {3, 6}
+    scores = load_scores(run / "checkpoints", 6)
+    assert set(scores.by_step) == {3, 6}
 
     # As a kill after the last commit would leave it: the missing evaluation is made up for.
-    checkpoint.save_scores(run / "checkpoints", {3: scores[3]})
+    earlier = Scores(scores.data_digest, {3: scores.by_step[3]})
+    save_scores(run / "checkpoints", earlier)
     best.unlink()
     done = train(1, *settings)
     assert done.returncode == 0, done.stderr
-    assert set(checkpoint.load_scores(run / "checkpoints", 6)) == {3, 6}
+    assert set(load_scores(run / "checkpoints", 6).by_step) == {3, 6}
     checkpoint.check_commit(best)
 
     without = [*settings[:2], *settings[4:6], "--train.steps", 7]  # no data.val for a while
@@ -188,8 +191,8 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
     )  # fmt: skip
     done = train(2, *settings)
     assert done.returncode == 0, done.stderr
-    commits = list(checkpoint.commits(run / "checkpoints"))
-    assert [checkpoint.step_of(path) for path in commits] == [1, 2, 3, 4]  # by the clock
+    found = list(commits(run / "checkpoints"))
+    assert [checkpoint.step_of(path) for path in found] == [1, 2, 3, 4]  # by the clock
     mapped = load_file(commits[3] / "model.safetensors")
     expected = {name: weight.clone() for name, weight in mapped.items()}  # the file is cut now
 
@@ -204,8 +207,8 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
         (line,) = [line for line in done.stdout.splitlines() if f"damaged-{name}" in line]
         assert fault in line
         assert (run / "checkpoints" / f"damaged-{name}").is_dir()
-    commits = list(checkpoint.commits(run / "checkpoints"))
-    assert [checkpoint.step_of(path) for path in commits] == [1, 2, 3, 4]
+    found = list(commits(run / "checkpoints"))
+    assert [checkpoint.step_of(path) for path in found] == [1, 2, 3, 4]
     assert (run / "checkpoints" / "best").resolve() == commits[3]
     for path in commits:
         checkpoint.check_commit(path)
