@@ -36,6 +36,8 @@ class Scores:
 def load_scores(checkpoints: Path, last_step: int) -> Scores:
     """The scores of a run's evaluations up to `last_step`, from which the run resumes.
 
+    Later ones belong to steps that the run will do again.
+
     Raises:
         ValueError: the file is damaged.
     """

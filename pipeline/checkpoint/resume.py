@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.checkpoint.best import SCORES, load_scores
-from pipeline.checkpoint.commit import check_commit, load_state, step_of
+from pipeline.checkpoint.best import SCORES, Scores
+from pipeline.checkpoint.commit import check_commit, load_state
 from pipeline.checkpoint.folder import commits
 from pipeline.checkpoint.identity import RunIdentity
 
@@ -91,16 +91,16 @@ def check_continues(
         )
 
 
-def check_scores(commit: Path, val_place: str, val_digest: str) -> None:
+def check_scores(commit: Path, scores: Scores, val_place: str, val_digest: str) -> None:
     """Whether the scores so far and those to come are of the same validation set.
 
     Args:
+        scores: those so far.
         val_place: folder or URL of the validation set.
         val_digest: its digest.
     Raises:
         ValueError: they are not, so the best of them would mean nothing.
     """
-    scores = load_scores(commit.parent, step_of(commit))
     if scores.data_digest not in (None, val_digest):
         raise ValueError(
             f"data.val: {val_place} is not the validation set that {commit} was scored on; delete "

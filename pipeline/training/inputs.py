@@ -12,6 +12,8 @@ from typing import TextIO
 
 import torch
 
+from pipeline.checkpoint.best import Scores, load_scores
+from pipeline.checkpoint.commit import step_of
 from pipeline.checkpoint.identity import RunIdentity
 from pipeline.checkpoint.resume import (
     ResumePoint,
@@ -40,6 +42,7 @@ class Run:
 
     Args:
         resume: where it continues from.
+        scores: of the evaluations before that.
         lock: of the main process, on the run folder; held as long as the run lives.
         num_slots: positions of the sample sequence that the run consumes in all.
         num_steps: steps of the whole run.
@@ -52,6 +55,7 @@ class Run:
     captioner: Captioner
     identity: RunIdentity
     resume: ResumePoint
+    scores: Scores
     lock: TextIO | None
     num_slots: int
     num_steps: int
@@ -87,11 +91,14 @@ def prepare(config: Config, world: World) -> Run:
     manifest = train_shards.manifest
     identity = RunIdentity.of(config, manifest.digest, manifest.tokenizer_sha256, ALGORITHM)
     resume = find_resume_point(run_dir / "checkpoints", config.train.resume)
+    scores = Scores()
     if resume.commit:
         batch_size = config.data.global_batch_size
         check_continues(resume.commit, identity, batch_size, num_slots, num_steps)
+        scores = load_scores(run_dir / "checkpoints", step_of(resume.commit))
         if val_shards:
-            check_scores(resume.commit, val_shards.place, val_shards.manifest.digest)
+            digest = val_shards.manifest.digest
+            check_scores(resume.commit, scores, val_shards.place, digest)
     torch.manual_seed(config.seed)
     vocab_size = train_shards.tokenizer.get_vocab_size()
     captioner = Captioner(config.model, vocab_size, pretrained=resume.commit is None)
@@ -104,6 +111,7 @@ def prepare(config: Config, world: World) -> Run:
         captioner=captioner,
         identity=identity,
         resume=resume,
+        scores=scores,
         lock=lock,
         num_slots=num_slots,
         num_steps=num_steps,

@@ -94,9 +94,7 @@ class Trainer:
             self.config.train.keep,
             60 * self.config.train.checkpoint_minutes,
         )
-        self.validator = Validator(
-            run, accelerator, watchdog, stop, self.monitor, self.restored.step
-        )
+        self.validator = Validator(run, accelerator, watchdog, stop, self.monitor)
         self.sample_log = SampleLog(self.config.monitor.sample_log, self.world.rank)
         self.skipped_in_a_row = 0
 

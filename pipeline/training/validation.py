@@ -5,7 +5,7 @@ import os
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.checkpoint.best import Scores, load_scores, mark_best, save_scores
+from pipeline.checkpoint.best import Scores, mark_best, save_scores
 from pipeline.checkpoint.state import TrainState
 from pipeline.data.dataset import EvalDataset
 from pipeline.distributed.fault_policy import Phase
@@ -18,12 +18,7 @@ from pipeline.training.inputs import Run
 
 
 class Validator:
-    """Captions and scores the validation set, and marks the best checkpoint.
-
-    Args:
-        first_step: where the run continues from; scores of later steps belong to a run that was
-            resumed from an earlier checkpoint, and are forgotten.
-    """
+    """Captions and scores the validation set, and marks the best checkpoint."""
 
     def __init__(
         self,
@@ -32,11 +27,10 @@ class Validator:
         watchdog: Watchdog,
         stop: StopRequest,
         monitor: Monitor,
-        first_step: int,
     ) -> None:
         self.run, self.accelerator = run, accelerator
         self.watchdog, self.stop, self.monitor = watchdog, stop, monitor
-        self.scores = load_scores(run.checkpoints, first_step)
+        self.scores = run.scores
 
     def due(self, step: int) -> bool:
         """Whether the validation set is scored after a step."""

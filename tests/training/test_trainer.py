@@ -193,13 +193,13 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
     assert done.returncode == 0, done.stderr
     found = list(commits(run / "checkpoints"))
     assert [checkpoint.step_of(path) for path in found] == [1, 2, 3, 4]  # by the clock
-    mapped = load_file(commits[3] / "model.safetensors")
+    mapped = load_file(found[3] / "model.safetensors")
     expected = {name: weight.clone() for name, weight in mapped.items()}  # the file is cut now
 
-    (commits[3] / "model.safetensors").write_bytes(b"")
+    (found[3] / "model.safetensors").write_bytes(b"")
     one_line(train(1, *settings), "step-00000004", "model.safetensors", "step-00000003",
              "train.resume previous")  # fmt: skip
-    (commits[2] / "files.json").unlink()
+    (found[2] / "files.json").unlink()
     done = train(2, *settings, "--train.resume", "previous")
     assert done.returncode == 0, done.stderr
     assert "from step 2" in done.stdout
@@ -209,16 +209,16 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
         assert (run / "checkpoints" / f"damaged-{name}").is_dir()
     found = list(commits(run / "checkpoints"))
     assert [checkpoint.step_of(path) for path in found] == [1, 2, 3, 4]
-    assert (run / "checkpoints" / "best").resolve() == commits[3]
-    for path in commits:
+    assert (run / "checkpoints" / "best").resolve() == found[3]
+    for path in found:
         checkpoint.check_commit(path)
-    weights = load_file(commits[3] / "model.safetensors")
+    weights = load_file(found[3] / "model.safetensors")
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     done = train(1, *settings, "--train.resume", "previous")  # nothing damaged: as auto
     assert done.returncode == 0, done.stderr
     assert "all done already" in done.stdout
 
-    for path in commits:
+    for path in found:
         (path / "state.json").unlink()
     one_line(train(1, *settings, "--train.resume", "previous"), "step-00000001", "run_dir")
 
@@ -270,7 +270,7 @@ def test_a_run_folder_that_cannot_be_one_is_one_line(scenes: Scenes, tmp_path: P
     assert done.returncode == 0, done.stderr
     (damaged / "scores.json").write_text("{")
     done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 1)
-    one_line(done, "scores.json", "delete it to go on")
+    one_line(done, "scores.json", "delete the file to continue")
 
 
 def test_a_damaged_index_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
