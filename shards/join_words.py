@@ -3,8 +3,8 @@
 The word-level tokenizer splits a caption at white space and makes every punctuation mark a token,
 so the tokens do not say where the spaces were. Spelling says it for nearly all of them: a mark
 attaches to the word on its left, to the word on its right, to both, or to neither. `ATTACHES`
-holds the usual side of each mark. `_side_of_mark` and `_side_of_quote` decide for the marks whose
-side depends on their neighbours.
+holds the usual side of each mark. `_side_of_mark` knows the marks whose side depends on their
+neighbours, and `_opens_quotation` pairs straight quotation marks.
 """
 
 from collections.abc import Sequence
@@ -55,26 +55,26 @@ def join_words(words: Sequence[str]) -> str:
     attached = True  # to the token before
     open_quotes: set[str] = set()
     for place, word in enumerate(words):
-        side = Side.NONE
-        if word in QUOTES and not _is_inside_word(words, place):
-            side = _side_of_quote(words, place, word in open_quotes)
-            if word in open_quotes:
-                open_quotes.remove(word)
-            elif side is Side.RIGHT:
-                open_quotes.add(word)
-        elif not _is_word(word):
-            side = _side_of_mark(words, place)
+        side = Side.NONE if _is_word(word) else _side_of_mark(words, place)
+        if word in open_quotes and _is_quote(words, place):
+            open_quotes.remove(word)
+            side = Side.LEFT
+        elif _opens_quotation(words, place):
+            open_quotes.add(word)
+            side = Side.RIGHT
         text += word if attached or Side.LEFT in side else f" {word}"
         attached = Side.RIGHT in side
     return text
 
 
 def _side_of_mark(words: Sequence[str], place: int) -> Side:
-    """Where a punctuation mark that is no quotation mark attaches."""
+    """Where a punctuation mark attaches that is no opening or closing straight quotation mark."""
     mark = words[place]
     left, right, after = _at(words, place - 1), _at(words, place + 1), _at(words, place + 2)
-    if mark in APOSTROPHES and _is_inside_word(words, place):
-        return Side.BOTH
+    if mark in APOSTROPHES:
+        return _side_of_apostrophe(words, place)
+    if mark == '"':
+        return Side.LEFT if left[-1:].isdigit() else Side.NONE  # 12"
     if mark in HYPHENS:
         if mark in (left, right):  # a dash typed as "--" has spaces around it
             return Side.RIGHT if left != mark else Side.BOTH if right == mark else Side.LEFT
@@ -92,26 +92,41 @@ def _side_of_mark(words: Sequence[str], place: int) -> Side:
     return ATTACHES.get(mark, Side.NONE)
 
 
-def _side_of_quote(words: Sequence[str], place: int, is_open: bool) -> Side:
-    """Where a straight quotation mark attaches: opening and closing ones alternate.
-
-    One that has no partner is an apostrophe or an inch mark.
-    """
+def _side_of_apostrophe(words: Sequence[str], place: int) -> Side:
     mark, left, right = words[place], _at(words, place - 1), _at(words, place + 1)
-    if is_open:
-        return Side.LEFT
-    if _is_word(right) and any(
-        words[later] == mark and not _is_inside_word(words, later)
-        for later in range(place + 2, len(words))
-    ):
-        return Side.RIGHT
-    if mark == '"':
-        return Side.LEFT if left[-1:].isdigit() else Side.NONE  # 12"
-    if right.lower() in SHORTENED or (right[:2].isdigit() and len(right) <= 3):
-        return Side.RIGHT  # 'til, '07, '70s
+    if _is_inside_word(words, place):
+        return Side.BOTH  # dog's
+    if _is_short(right):
+        return Side.RIGHT  # 'til, '07
+    if mark != "'":
+        return ATTACHES.get(mark, Side.NONE)
     if not _is_word(right) or left.lower().endswith("s"):
         return Side.LEFT  # the dogs' ball
     return Side.BOTH  # Hallowe'en
+
+
+def _opens_quotation(words: Sequence[str], place: int) -> bool:
+    """Whether the token is a straight quotation mark that a later one closes."""
+    right = _at(words, place + 1)
+    can_open = _is_word(right) or right in QUOTES or ATTACHES.get(right) is Side.RIGHT
+    return (
+        can_open
+        and _is_quote(words, place)
+        and any(_is_partner(words, place, later) for later in range(place + 2, len(words)))
+    )
+
+
+def _is_partner(words: Sequence[str], place: int, later: int) -> bool:
+    """Whether the mark at `later` can close a quotation that the one at `place` opens."""
+    if words[later] != words[place] or not _is_quote(words, later):
+        return False
+    inches = _at(words, place - 1)[-1:].isdigit() and words[later - 1][-1:].isdigit()  # 8" by 10"
+    return not inches and not _is_short(_at(words, later + 1))
+
+
+def _is_quote(words: Sequence[str], place: int) -> bool:
+    """Whether the token is a straight quotation mark, or an apostrophe that may be one."""
+    return words[place] in QUOTES and not _is_inside_word(words, place)
 
 
 def _is_inside_word(words: Sequence[str], place: int) -> bool:
@@ -123,6 +138,12 @@ def _is_inside_word(words: Sequence[str], place: int) -> bool:
         return False
     feet_and_inches = left[-1].isdigit() and right[0].isdigit()  # 6'2"
     return feet_and_inches or right in AFTER_APOSTROPHE or left in BEFORE_APOSTROPHE
+
+
+def _is_short(token: str) -> bool:
+    """Whether an apostrophe may stand for the missing start of this word: '07, '70s, 'til."""
+    is_year = len(token) >= 2 and token[:2].isdigit() and token[2:] in ("", "s")
+    return is_year or token.lower() in SHORTENED
 
 
 def _at(words: Sequence[str], place: int) -> str:
