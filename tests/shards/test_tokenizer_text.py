@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import REAL_DATA, run_shards
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,8 +25,7 @@ from shards.tokenizer import (
     train_word_tokenizer,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-COCO_VAL = ROOT.parent / "shared" / "data" / "coco-captions" / "captions_val2017.json"
+COCO_VAL = REAL_DATA / "coco-captions" / "captions_val2017.json"
 
 VARIED = [
     "A man's dog, 3 red_balls!",
@@ -87,17 +87,12 @@ def test_the_fast_encoder_gives_the_ids_of_the_library_with_case(captions: list[
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
-def test_the_command_writes_a_tokenizer_that_keeps_case(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from shards.cli import main
-
+def test_the_command_writes_a_tokenizer_that_keeps_case(kind: str, tmp_path: Path) -> None:
     table, out = tmp_path / "captions.csv", tmp_path / "tokenizer.json"
     table.write_text('image,caption\na.jpg,"Label SKU#12-B, a Dog."\n')
-    command = ["shards", "tokenizer", "--annotations", str(table), "--out", str(out)]
-    options = ["--kind", kind, "--min-count", "1", "--keep_case"]
-    monkeypatch.setattr("sys.argv", [*command, *options])
-    assert main() == 0
+    options = ("--kind", kind, "--min-count", 1, "--keep_case")
+    done = run_shards("tokenizer", "--annotations", table, "--out", out, *options)
+    assert done.returncode == 0, done.stderr
     tokenizer = load_tokenizer(out)
     assert decode(tokenizer, encode(tokenizer, "a Dog, Label.")) == "a Dog, Label."
 
