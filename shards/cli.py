@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--min-count", type=_count, default=5, help="rarer words become UNK, rarer pairs stay apart"
     )
     sub.add_argument("--vocab-size", type=_count, default=8000, help="of BPE: entries at the most")
+    sub.add_argument("--keep_case", action="store_true", help='keep "Dog" and "dog" apart')
 
     sub = command("build", commands.build, "pack images and tokenised captions into shards")
     sub.add_argument("--images", type=_location, help="folder or URL of the image files")

@@ -52,9 +52,11 @@ def tokenizer(arguments: Namespace) -> int:
     every = [caption for record in read_source(_source(arguments)) for caption in record.captions]
     captions = [caption for caption in every if is_utf8(caption)]  # the build leaves these out too
     if arguments.kind == "bpe":
-        made = train_bpe_tokenizer(captions, arguments.min_count, arguments.vocab_size)
+        made = train_bpe_tokenizer(
+            captions, arguments.min_count, arguments.vocab_size, arguments.keep_case
+        )
     else:
-        made = train_word_tokenizer(captions, arguments.min_count)
+        made = train_word_tokenizer(captions, arguments.min_count, arguments.keep_case)
     make_folder(arguments.out.parent)
     write_atomic(arguments.out, made.to_str(pretty=True).encode())
     ids = [token for tokens in encode_all(made, captions) for token in tokens]
