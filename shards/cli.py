@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shards import commands
+from shards.arguments import CommandParser
 from shards.storage import location
 
 Arguments = argparse.Namespace
@@ -75,25 +76,12 @@ def _count(text: str) -> int:
     return value
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error here does."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and leave with code 2."""
-        self.exit(2, f"{self.prog}: {message}; --help says more\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="python -m shards", description=__doc__)
+    parser = CommandParser(prog="python -m shards", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Arguments], int], text: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(
-            name,
-            help=text,
-            description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        sub = subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
 
@@ -107,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_location, required=True, help="tokenizer.json to write")
     sub.add_argument("--kind", choices=("word", "bpe"), default="word")
     sub.add_argument(
-        "--min-count", type=_count, default=5, help="rarer words become UNK, rarer pairs stay apart"
+        "--min_count", type=_count, default=5, help="rarer words become UNK, rarer pairs stay apart"
     )
-    sub.add_argument("--vocab-size", type=_count, default=8000, help="of BPE: entries at the most")
+    sub.add_argument("--vocab_size", type=_count, default=8000, help="of BPE: entries at the most")
 
     sub = command("build", commands.build, "pack images and tokenised captions into shards")
     sub.add_argument("--images", type=_location, help="folder or URL of the image files")
@@ -117,9 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tokenizer", type=_location, required=True, help="tokenizer.json")
     sub.add_argument("--out", type=_location, required=True, help="folder or URL of the shards")
     sub.add_argument("--name", default="train", help="file name of the tars: NAME-000000.tar")
-    sub.add_argument("--samples-per-shard", type=_count, default=1000)
+    sub.add_argument("--samples_per_shard", type=_count, default=1000)
     sub.add_argument(
-        "--resize-short",
+        "--resize_short",
         type=int,
         default=256,
         help="shrink larger pictures to this short side, in pixels; 0 keeps the original size. "
@@ -130,14 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_limits(sub)
     sub.add_argument("--executor", choices=("local", "ray"), default="local")
     sub.add_argument("--workers", type=_count, default=_num_cpus(), help="processes (local)")
-    sub.add_argument("--ray-address", help="of a Ray cluster; else RAY_ADDRESS, or one here")
+    sub.add_argument("--ray_address", help="of a Ray cluster; else RAY_ADDRESS, or one here")
     sub.add_argument(
-        "--job-index",
+        "--job_index",
         type=int,
-        help="do only this share of the shards, from 0, of a scheduler's array of --job-count; "
+        help="do only this share of the shards, from 0, of a scheduler's array of --job_count; "
         "`finalize` closes the data set when all are done",
     )
-    sub.add_argument("--job-count", type=_count, help="members of the array")
+    sub.add_argument("--job_count", type=_count, help="members of the array")
     sub.add_argument("--json", action="store_true", help="print the report as JSON")
 
     sub = command("finalize", commands.finish, "close a build whose every shard is done")
@@ -179,10 +167,10 @@ def _add_source(sub: argparse.ArgumentParser) -> None:
         help="folder of tars of pictures and .txt or .json captions",
     )
     sub.add_argument("--split", action="append", default=[], help="of Karpathy's files; repeatable")
-    sub.add_argument("--image-column", default="image", help="of tables: the pictures' file names")
-    sub.add_argument("--caption-column", default="caption", help="of tables: the captions")
+    sub.add_argument("--image_column", default="image", help="of tables: the pictures' file names")
+    sub.add_argument("--caption_column", default="caption", help="of tables: the captions")
 
 
 def _add_limits(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--max-bad", type=_share, default=0.01, help="share that may be quarantined")
-    sub.add_argument("--max-unk", type=_share, default=0.05, help="share of tokens that may be UNK")
+    sub.add_argument("--max_bad", type=_share, default=0.01, help="share that may be quarantined")
+    sub.add_argument("--max_unk", type=_share, default=0.05, help="share of tokens that may be UNK")

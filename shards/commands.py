@@ -73,7 +73,7 @@ def build(arguments: Namespace) -> int:
     started = time.monotonic()
     in_array = arguments.job_count is not None
     if in_array != (arguments.job_index is not None):
-        raise ValueError("--job-index and --job-count belong together")
+        raise ValueError("--job_index and --job_count belong together")
     _check_options(arguments)
     # Processes start first: they load their libraries while the source is read.
     num_packers = arguments.workers if arguments.executor == "local" else 0

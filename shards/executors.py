@@ -26,7 +26,7 @@ def share_of(jobs: list[ShardJob], index: int, count: int) -> list[ShardJob]:
         ValueError: there is no such member.
     """
     if not 0 <= index < count:
-        raise ValueError(f"--job-index must be 0 to {count - 1} (--job-count {count}), not {index}")
+        raise ValueError(f"--job_index must be 0 to {count - 1} (--job_count {count}), not {index}")
     return [job for job in jobs if job.number % count == index]
 
 

@@ -152,9 +152,9 @@ def _check_quarantine(folder: Path, sidecars: Sequence[Sidecar], max_bad: float)
         if bad > max_bad * total:
             raise ValueError(
                 f"{folder}: {bad:,} of {total:,} {what} ({bad / total:.1%}) are bad, more than "
-                f"--max-bad {max_bad:.1%}: {_reasons(entries)}. {folder / QUARANTINE} names each. "
+                f"--max_bad {max_bad:.1%}: {_reasons(entries)}. {folder / QUARANTINE} names each. "
                 "Files that were missing or unreadable are tried again by the same build; for "
-                "other mended files build into a new folder, or allow them with --max-bad"
+                "other mended files build into a new folder, or allow them with --max_bad"
             )
 
 
@@ -172,6 +172,6 @@ def _check_unk(folder: Path, sidecars: Sequence[Sidecar], max_unk: float) -> Non
     if num_unk > max_unk * num_tokens:
         raise ValueError(
             f"{folder}: {num_unk:,} of {num_tokens:,} tokens ({num_unk / num_tokens:.1%}) are UNK, "
-            f"more than --max-unk {max_unk:.1%}; make a tokenizer from these captions and build "
-            "into a new folder, or allow it with --max-unk"
+            f"more than --max_unk {max_unk:.1%}; make a tokenizer from these captions and build "
+            "into a new folder, or allow it with --max_unk"
         )

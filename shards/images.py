@@ -32,7 +32,7 @@ class ImagePolicy:
 
     def __post_init__(self) -> None:
         if self.resize_short < 0:
-            raise ValueError(f"--resize-short must be 0 or more, not {self.resize_short}")
+            raise ValueError(f"--resize_short must be 0 or more, not {self.resize_short}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality must be 1 to 100, not {self.quality}")
 

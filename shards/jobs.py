@@ -86,9 +86,9 @@ def check_unknown_words(
         words = ", ".join(f"{word!r} ({count:,})" for word, count in unknown.most_common(10))
         raise ValueError(
             f"{path}: {unknown.total() / num_tokens:.1%} of the captions' tokens are UNK, more "
-            f"than --max-unk {max_unk:.1%}; the commonest words that it lacks: {words}. Make a "
-            "tokenizer from these captions (python -m shards tokenizer), with a lower --min-count "
-            "or --kind bpe, or allow it with --max-unk"
+            f"than --max_unk {max_unk:.1%}; the commonest words that it lacks: {words}. Make a "
+            "tokenizer from these captions (python -m shards tokenizer), with a lower --min_count "
+            "or --kind bpe, or allow it with --max_unk"
         )
 
 

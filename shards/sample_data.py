@@ -7,7 +7,6 @@ tells in how many pictures a captioner's results made no mistake. Needs Pillow a
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -21,6 +20,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from shards.arguments import CommandParser
 from shards.sample_captions import (
     BACKGROUNDS,
     COLOURS,
@@ -299,7 +299,7 @@ def _captions_by_image(results: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 after one line on stderr for files that do not fit."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m shards.sample_data",
         description="Tell how many scenes of the sample data set were described without a mistake.",
     )

@@ -23,7 +23,7 @@ from PIL import Image
 from shards.guard import bounded_in_own_process, limit_memory
 from shards.images import BadImageError
 
-OPTIONS = ("--resize-short", 48)
+OPTIONS = ("--resize_short", 48)
 
 
 def test_an_array_finished_in_any_order_gives_the_same_bytes(
@@ -34,7 +34,7 @@ def test_an_array_finished_in_any_order_gives_the_same_bytes(
     command = build_command(scenes.data, scenes, tmp_path, *OPTIONS)
     for member in members:
         assert not (tmp_path / "manifest.json").exists()
-        done = run_shards(*command, "--job-index", member, "--job-count", 8)
+        done = run_shards(*command, "--job_index", member, "--job_count", 8)
         assert done.returncode == 0, done.stderr
     done = run_shards("finalize", tmp_path, "--tokenizer", scenes.tokenizer, "--json")
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_an_array_finished_in_any_order_gives_the_same_bytes(
 
 def test_finalize_names_the_shards_that_are_not_done(scenes: Scenes, tmp_path: Path) -> None:
     command = build_command(scenes.data, scenes, tmp_path, *OPTIONS)
-    assert run_shards(*command, "--job-index", 0, "--job-count", 4).returncode == 0
+    assert run_shards(*command, "--job_index", 0, "--job_count", 4).returncode == 0
     done = run_shards("finalize", tmp_path, "--tokenizer", scenes.tokenizer)
     assert done.returncode == 2
     assert "5 of 7 shards are not done (train-000001.tar, " in done.stderr
@@ -78,7 +78,7 @@ def test_pictures_that_have_come_back_are_packed(scenes: Scenes, tmp_path: Path)
     out = tmp_path / "out"
     (folder / "train2017" / names[0]).rename(tmp_path / "missing")
     (folder / "train2017" / names[1]).write_bytes(b"")
-    command = build_command(folder, scenes, out, *OPTIONS, "--max-bad", 1, "--json")
+    command = build_command(folder, scenes, out, *OPTIONS, "--max_bad", 1, "--json")
     first = json.loads(run_shards(*command).stdout)
     assert first["quarantined"] == {"empty file": 1, "missing file": 1}
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
@@ -107,7 +107,7 @@ def test_a_picture_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_pat
     bad = annotations["images"][7]
     (folder / "train2017" / bad["file_name"]).write_bytes(scan_bomb())
     started = time.monotonic()
-    done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max-bad", 0.1, "--json"))
+    done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max_bad", 0.1, "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["quarantined"] == {"too costly": 1}
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
@@ -226,16 +226,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(scenes: Scenes, tmp_path: P
 
 
 def test_the_kubernetes_jobs_use_options_that_exist() -> None:
-    known = set(re.findall(r"--[a-z-]+", run_shards("build", "--help").stdout))
-    known |= set(re.findall(r"--[a-z-]+", run_shards("finalize", "--help").stdout))
+    helps = (run_shards(command, "--help").stdout for command in ("build", "finalize"))
+    known = {option for text in helps for option in re.findall(r"--[a-z_]+", text)}
     jobs = list(yaml.safe_load_all((ROOT / "launch/kubernetes/build-shards.yaml").read_text()))
     assert [job["kind"] for job in jobs] == ["Job", "Job"]
     for job in jobs:
         (container,) = job["spec"]["template"]["spec"]["containers"]
-        flags = {arg.partition("=")[0] for arg in container["args"] if arg.startswith("--")}
-        assert flags
-        assert flags <= known
-    assert f"--job-count={jobs[0]['spec']['completions']}" in str(jobs[0])
+        options = {arg.partition("=")[0] for arg in container["args"] if arg.startswith("--")}
+        assert options
+        assert {f"--{option[2:].replace('-', '_')}" for option in options} <= known
+    count = jobs[0]["spec"]["completions"]
+    assert re.search(rf"--job[-_]count={count}\b", str(jobs[0]))
 
 
 def test_show_writes_a_page_of_pictures(scenes: Scenes, tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_show_writes_a_page_of_pictures(scenes: Scenes, tmp_path: Path) -> None:
         entry["caption"] = "<b>a circle & a zebra</b>"
     save_annotations(folder, annotations)
     out, page = tmp_path / "out", tmp_path / "page.html"
-    assert run_shards(*build_command(folder, scenes, out, "--max-unk", 1)).returncode == 0
+    assert run_shards(*build_command(folder, scenes, out, "--max_unk", 1)).returncode == 0
     assert run_shards("show", out, "--limit", 4, "--html", page).returncode == 0
     text = page.read_text()
     assert text.count('src="data:image/jpeg;base64,') == 4

@@ -81,7 +81,7 @@ def named(folder: Path) -> set[tuple[str, int | None, str]]:
 
 def index(folder: Path, scenes: Scenes, *options: object) -> dict:
     done = run_shards("index", folder, "--tokenizer", scenes.tokenizer, "--json",
-                      "--max-unk", 1, *options)  # fmt: skip
+                      "--max_unk", 1, *options)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -128,10 +128,10 @@ def test_what_cannot_be_read_as_it_is_is_left_out_by_name(tars: Path, scenes: Sc
         writer.write({"__key__": "cut", "jpg": picture(1)[:200], "txt": CAPTIONS[0]})
         writer.write({"__key__": "silent", "jpg": picture(1), "txt": " "})
         writer.write({"__key__": "good", "jpg": picture(1), "txt": CAPTIONS[0]})
-    refused = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    refused = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max_unk", 1)
     assert refused.returncode == 2
-    assert "--max-bad" in refused.stderr
-    report = index(tars, scenes, "--max-bad", 0.2)
+    assert "--max_bad" in refused.stderr
+    report = index(tars, scenes, "--max_bad", 0.2)
     assert report["images_packed"] == 43
     lines = (tars / "quarantine.jsonl").read_text().splitlines()
     reasons = {(entry["file_name"], entry["reason"]) for entry in map(json.loads, lines)}
@@ -211,7 +211,7 @@ def test_what_is_wrong_with_one_sample_costs_that_sample_alone(
         ("linked.txt", (tarfile.SYMTYPE, "good.txt")),
         ("gone.jpg", (tarfile.LNKTYPE, "nothing")), ("gone.txt", b"A circle."),
     ])  # fmt: skip
-    report = index(folder, scenes, "--max-bad", 0.9)
+    report = index(folder, scenes, "--max_bad", 0.9)
     assert (report["images_in"], report["images_packed"], report["captions"]) == (9, 3, 3)
     assert named(folder) == {
         ("t.tar/half.jpg", 0, "caption not UTF-8"),
@@ -289,12 +289,12 @@ def test_links_to_one_file_in_tars_of_the_same_keys_are_refused(
 
 def test_another_manifest_is_not_written_over(tars: Path, scenes: Scenes, tmp_path: Path) -> None:
     before = digests(scenes.train)
-    done = run_shards("index", scenes.train, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    done = run_shards("index", scenes.train, "--tokenizer", scenes.tokenizer, "--max_unk", 1)
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
     assert digests(scenes.train) == before
     (tars / "manifest.json").write_text('{"by": "somebody else"}')
-    done = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    done = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max_unk", 1)
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
     assert not (tars / "index.npz").exists()

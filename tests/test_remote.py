@@ -53,7 +53,7 @@ def build(
     return run_shards(
         "build", "--images", "s3://data/train2017", "--annotations", "s3://data/captions.json",
         "--tokenizer", "s3://data/tokenizer.json", "--out", out, "--name", "train",
-        "--samples-per-shard", 10, "--resize-short", 48, "--workers", 2, "--json",
+        "--samples_per_shard", 10, "--resize_short", 48, "--workers", 2, "--json",
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def test_a_million_records_stay_under_a_gibibyte(
     build = psutil.Popen(
         [sys.executable, "-m", "shards", "build", "--images", str(many / "images"),
          "--annotations", str(many / "captions.jsonl"), "--tokenizer", str(scenes.tokenizer),
-         "--out", str(out), "--resize-short", "0", "--workers", "2"],
+         "--out", str(out), "--resize_short", "0", "--workers", "2"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     most: dict[int, int] = {}

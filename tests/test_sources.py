@@ -31,7 +31,7 @@ def packed(folder: Path) -> dict[str, tuple[list[str], bytes]]:
 
 def build(scenes: Scenes, out: Path, *source: object) -> dict[str, tuple[list[str], bytes]]:
     done = run_shards("build", "--tokenizer", scenes.tokenizer, "--out", out, "--workers", 1,
-                      "--samples-per-shard", 10, "--resize-short", 48, *source)  # fmt: skip
+                      "--samples_per_shard", 10, "--resize_short", 48, *source)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return packed(out)
 
@@ -66,8 +66,8 @@ def test_rows_of_one_image_are_brought_together(scenes: Scenes, tmp_path: Path, 
     table = tmp_path / f"captions.{kind}"
     write_table(table, rows)
     found = build(scenes, tmp_path / "out", "--images", scenes.data / "train2017",
-                  "--annotations", table, "--image-column", "picture",
-                  "--caption-column", "text", "--max-unk", 1)  # fmt: skip
+                  "--annotations", table, "--image_column", "picture",
+                  "--caption_column", "text", "--max_unk", 1)  # fmt: skip
     wanted: dict[str, list[str]] = {}
     for name, caption in rows:
         wanted.setdefault(name, []).append(caption)
@@ -227,7 +227,7 @@ def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path
         tar.addfile(caption, io.BytesIO(text))
     out = tmp_path / "out"
     command = ("build", "--webdataset", path.parent, "--tokenizer", scenes.tokenizer,
-               "--out", out, "--workers", 1, "--max-bad", 1, "--json")  # fmt: skip
+               "--out", out, "--workers", 1, "--max_bad", 1, "--json")  # fmt: skip
     done = run_shards(*command)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -287,10 +287,10 @@ def test_a_tokenizer_that_does_not_fit_is_refused(scenes: Scenes, tmp_path: Path
     command = build_command(folder, scenes, tmp_path / "out")
     done = run_shards(*command)
     assert done.returncode == 2
-    assert "more than --max-unk 5.0%" in done.stderr
+    assert "more than --max_unk 5.0%" in done.stderr
     assert "'Zebra' (105)" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = run_shards(*command, "--max-unk", 0.3, "--json")
+    done = run_shards(*command, "--max_unk", 0.3, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert 0.05 < report["unk_share"] < 0.3

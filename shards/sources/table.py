@@ -61,7 +61,7 @@ def _csv_rows(
             if header.count(column) != 1:
                 raise ValueError(
                     f"{path}: line 1 has no single column {column!r}, but {', '.join(header)}; "
-                    "name the right ones with --image-column and --caption-column"
+                    "name the right ones with --image_column and --caption_column"
                 )
             columns.append(header.index(column))
         for row in reader:
@@ -92,12 +92,12 @@ def _json_rows(
         if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
             raise ValueError(
                 f"{path}: line {number} has no `{caption_column}`, a string or a list of strings; "
-                "name the right key with --caption-column"
+                "name the right key with --caption_column"
             )
         if not isinstance(name, str):
             raise ValueError(
                 f"{path}: line {number} has no str `{image_column}`; "
-                "name the right key with --image-column"
+                "name the right key with --image_column"
             )
         yield _name(path, number, name), several
 
