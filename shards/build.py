@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from shards.atomic import atomic_file
-from shards.format import (
-    Extent,
-    Member,
-    Sidecar,
-    add_to_tar,
-    canonical_json,
-    open_tar_for_writing,
-    shard_file,
-    write_sidecar,
-)
+from shards.format.names import shard_file
+from shards.format.sidecar import Sidecar, write_sidecar
+from shards.format.stored_json import canonical_json
+from shards.format.tar import Extent, Member, add_to_tar, open_tar_for_writing
 from shards.guard import Packed, bounded, bounded_in_own_process
 from shards.images import BadImageError, ImagePolicy, pack_image
 from shards.pictures import read_picture, read_pictures

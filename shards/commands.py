@@ -12,7 +12,9 @@ from shards.atomic import remove_abandoned, write_atomic
 from shards.build import ShardJob
 from shards.executors import local_packers, run_local, run_ray, share_of
 from shards.finalize import close_data_set, finalize
-from shards.format import MANIFEST, Manifest, Sidecar, read_manifest
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.names import MANIFEST
+from shards.format.sidecar import Sidecar
 from shards.images import ImagePolicy
 from shards.index_tars import index_tars, is_foreign
 from shards.jobs import check_unknown_words, open_jobs, plan_jobs

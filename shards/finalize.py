@@ -11,21 +11,10 @@ from typing import Any
 import numpy as np
 
 from shards.atomic import remove_abandoned, write_atomic
-from shards.format import (
-    INDEX,
-    QUARANTINE,
-    TOKENIZER,
-    Manifest,
-    ShardEntry,
-    Sidecar,
-    index_columns,
-    read_sidecar,
-    shard_file,
-    shard_tars,
-    sidecar_path,
-    write_index,
-    write_manifest,
-)
+from shards.format.index import index_columns, write_index
+from shards.format.manifest import Manifest, ShardEntry, write_manifest
+from shards.format.names import INDEX, QUARANTINE, TOKENIZER, shard_file, shard_tars
+from shards.format.sidecar import Sidecar, read_sidecar, sidecar_path
 from shards.storage import persistently, read_bytes, size_of
 from shards.tokenizer import tokenizer_sha256
 

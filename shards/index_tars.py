@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.build import check_record, quarantined, tokenise
-from shards.format import FOREIGN, Extent, Manifest, Member, Sidecar
+from shards.format.manifest import FOREIGN, Manifest
+from shards.format.sidecar import Sidecar
+from shards.format.tar import Extent, Member
 from shards.guard import bounded_in_own_process
 from shards.images import BadImageError, ImagePolicy, pack_image
 from shards.plain_captions import Encoder, fast_encoder

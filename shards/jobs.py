@@ -8,14 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from shards.build import ShardJob, tokenise
-from shards.format import (
-    KEY_CHARACTERS,
-    MANIFEST,
-    read_sidecar,
-    shard_file,
-    shard_tars,
-    sidecar_path,
-)
+from shards.format.names import KEY_CHARACTERS, MANIFEST, shard_file, shard_tars
+from shards.format.sidecar import read_sidecar, sidecar_path
 from shards.images import ImagePolicy
 from shards.pictures import PASSING_REASONS, is_readable
 from shards.plain_captions import fast_encoder

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.atomic import write_atomic
-from shards.format import QUARANTINE, Manifest, Sidecar
+from shards.format.manifest import Manifest
+from shards.format.names import QUARANTINE
+from shards.format.sidecar import Sidecar
 
 REPORT = "report.json"
 PERCENTILES = (5, 50, 95, 100)

@@ -10,7 +10,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from shards.format import TOKENIZER, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import read_manifest
+from shards.format.names import TOKENIZER
 from shards.images import decode_rgb
 from shards.index_tars import foreign_meta, is_foreign
 from shards.storage import read_range

@@ -14,21 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from shards.finalize import describe, quarantine_lines, read_sidecars
-from shards.format import (
-    INDEX,
-    MANIFEST,
-    QUARANTINE,
-    TOKENIZER,
-    Index,
-    Manifest,
-    ShardEntry,
-    Sidecar,
-    image_id_of,
-    index_columns,
-    read_index,
-    read_manifest,
-    sidecar_path,
-)
+from shards.format.index import Index, index_columns, read_index
+from shards.format.manifest import Manifest, ShardEntry, read_manifest
+from shards.format.names import INDEX, MANIFEST, QUARANTINE, TOKENIZER, image_id_of
+from shards.format.sidecar import Sidecar, sidecar_path
 from shards.images import BadImageError, decode_rgb
 from shards.index_tars import index_tars, is_foreign, unlisted_tars
 from shards.storage import local_copy, persistently, read_bytes, size_of

@@ -26,7 +26,8 @@ from conftest import (
 )
 from PIL import Image
 
-from shards.format import Manifest, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import Manifest, read_manifest
 from shards.verify import verify
 
 
@@ -334,7 +335,7 @@ def test_a_sidecar_of_another_format_version_is_refused(scenes: Scenes, tmp_path
     for command in (("verify", out), build_command(scenes.data, scenes, out, *options)):
         done = run_shards(*command)
         assert done.returncode == 2
-        assert f"{sidecar}: of format version 3, not 2" in done.stderr
+        assert f"{sidecar}: has format version 3, not 2" in done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -415,7 +416,7 @@ def test_verify_names_a_stray_tar_and_a_manifest_that_is_none(
     (out / "manifest.json").write_text(text.replace('"num_samples": 63', '"num_samples": "x"'))
     done = run_shards("verify", out)
     assert done.returncode == 2
-    assert "num_samples is no number" in done.stderr
+    assert "num_samples is not a number" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

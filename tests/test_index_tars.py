@@ -14,7 +14,9 @@ from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data import MAX_GAP, EvalDataset, ShardFolder, TrainDataset
-from shards.format import INDEX, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import read_manifest
+from shards.format.names import INDEX
 from shards.tokenizer import encode_all
 
 CAPTIONS = ["A red circle on a green background.", "A circle."]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from tokenizers import normalizers
 
-from shards.format import add_to_tar, image_id_of, key_of, open_tar_for_writing, ustar_header
+from shards.format.names import image_id_of, key_of
+from shards.format.tar import add_to_tar, open_tar_for_writing, ustar_header
 from shards.images import BadImageError, ImagePolicy, decode_any, decode_rgb, pack_image
 from shards.plain_captions import fast_encoder
 from shards.plan import plan_shards

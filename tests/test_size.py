@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Scenes
 from PIL import Image
 
-from shards.format import read_manifest
+from shards.format.manifest import read_manifest
 from shards.images import ImagePolicy
 from shards.jobs import plan_jobs
 from shards.sources.read import Source, read_source

@@ -13,7 +13,8 @@ from conftest import Scenes, build_command, coco_folder, digests, run_shards, sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.format import KEY_CHARACTERS, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.names import KEY_CHARACTERS
 from shards.sources.record import MAX_KEY, name_key
 from shards.verify import verify
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from shards.format import KEY_CHARACTERS, key_of
+from shards.format.names import KEY_CHARACTERS, key_of
 
 MAX_KEY = 80  # characters; with its extension a key must fit a ustar name of 100 bytes
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.format import image_id_of
+from shards.format.names import image_id_of
 from shards.sources.annotation_json import parse_json, read_text
 from shards.sources.record import Record, name_key
 

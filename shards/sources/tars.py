@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shards.format import image_id_of
+from shards.format.names import image_id_of
 from shards.images import BadImageError
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, name_key
