@@ -14,7 +14,7 @@ from pipeline.exits import usage_errors
 from pipeline.generate import Trained, generate, load_trained
 from pipeline.images import resize_center
 from pipeline.sheet import Captioned, draw_sheet
-from shards.images import BadImageError, decode_any
+from shards.images import RejectedImageError, decode_any
 
 BATCH_SIZE = 32
 
@@ -29,7 +29,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
         raise ValueError(f"{path}: no such file")
     try:
         pixels = decode_any(path.read_bytes())
-    except (OSError, BadImageError) as error:
+    except (OSError, RejectedImageError) as error:
         raise ValueError(f"{path}: {error}") from None
     square = np.empty((size, size, 3), dtype=np.uint8)
     resize_center(np.ascontiguousarray(pixels), square)

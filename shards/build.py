@@ -16,8 +16,8 @@ from shards.format.sidecar import Sidecar, write_sidecar
 from shards.format.stored_json import canonical_json
 from shards.format.tar import Extent, Member, add_to_tar, open_tar_for_writing
 from shards.guard import Packed, bounded, bounded_in_own_process
-from shards.images import BadImageError, ImagePolicy, pack_image
-from shards.pictures import read_picture, read_pictures
+from shards.image_bytes import read_image, read_images
+from shards.images import ImagePolicy, RejectedImageError, pack_image
 from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.record import Record, is_utf8
 from shards.storage import is_remote
@@ -46,7 +46,7 @@ class ShardJob:
 class Suspicion:
     """What is known when a shard's process died: the shard is done again with more care.
 
-    With care every picture is decoded in a process of its own, which may die alone.
+    With care every image is decoded in a process of its own, which may die alone.
     """
 
     position: int | None = None  # the record that took too long; None: nobody knows
@@ -73,18 +73,18 @@ def build_shard(
     num_unk = 0
     with atomic_file(job.tar_path) as file:
         with open_tar_for_writing(file) as tar:
-            pictures = read_pictures(job.images_dir, job.records)
-            for position, (record, read) in enumerate(pictures):
+            images = read_images(job.images_dir, job.records)
+            for position, (record, read) in enumerate(images):
                 on_record(position)
-                captions, tokens, bad_captions = tokenise(record, encode)
-                quarantine += bad_captions
+                captions, tokens, rejected_captions = tokenise(record, encode)
+                quarantine += rejected_captions
                 try:
                     check_record(record, captions)
                     if suspicion and suspicion.position == position:
-                        raise BadImageError("too costly", suspicion.reason)
+                        raise RejectedImageError("too costly", suspicion.reason)
                     packed = _pack(job.images_dir, record, read(), policy, suspicion is not None)
-                except BadImageError as error:
-                    quarantine.append(quarantined(record, error.reason, error.detail))
+                except RejectedImageError as error:
+                    quarantine.append(quarantine_entry(record, error.reason, error.detail))
                     continue
                 members.append(_add_sample(tar, record, packed, captions, tokens))
                 lengths.update(map(len, tokens))
@@ -129,29 +129,29 @@ def tokenise(
         if is_utf8(caption):
             captions.append((position, caption))
         else:
-            bad.append(quarantined(record, "caption not UTF-8", ascii(caption), position))
+            bad.append(quarantine_entry(record, "caption not UTF-8", ascii(caption), position))
     ids = encode([caption for _, caption in captions])
     good = []
     for (position, caption), tokens in zip(captions, ids, strict=True):
         if tokens:
             good.append((caption, tokens))
         else:
-            bad.append(quarantined(record, "empty caption", repr(caption), position))
+            bad.append(quarantine_entry(record, "empty caption", repr(caption), position))
     return [caption for caption, _ in good], [tokens for _, tokens in good], bad
 
 
 def check_record(record: Record, captions: list[str]) -> None:
-    """Refuse a record of which it is known, before its picture is read, that it cannot be used.
+    """Refuse a record of which it is known, before its image is read, that it cannot be used.
 
     Args:
         captions: those of its captions that `tokenise` left.
     Raises:
-        BadImageError: says why.
+        RejectedImageError: says why.
     """
     if record.fault:
-        raise BadImageError(*record.fault)
+        raise RejectedImageError(*record.fault)
     if not captions:
-        raise BadImageError("no caption", "nothing to train on")
+        raise RejectedImageError("no caption", "nothing to train on")
 
 
 def _pack(
@@ -160,13 +160,13 @@ def _pack(
     bound = bounded_in_own_process if careful else bounded
     try:
         return bound(lambda: pack_image(data, policy))
-    except BadImageError:
+    except RejectedImageError:
         if not is_remote(images_dir):
             raise
     except OSError as error:
         raise OSError(f"{record.file_name}: {error}") from None
     # What came from afar may have been cut off on the way: it is bad when it comes so again.
-    again = read_picture(images_dir, record)
+    again = read_image(images_dir, record)
     return bound(lambda: pack_image(again, policy))
 
 
@@ -200,7 +200,7 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> Extent:
     return Extent(add_to_tar(tar, name, data), len(data), zlib.crc32(data))
 
 
-def quarantined(
+def quarantine_entry(
     record: Record, reason: str, detail: str, caption: int | None = None
 ) -> dict[str, Any]:
     """One line of quarantine.jsonl. `caption` is None where the whole record is left out."""

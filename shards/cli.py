@@ -110,11 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         "--resize_short",
         type=int,
         default=256,
-        help="shrink larger pictures to this short side, in pixels; 0 keeps the original size. "
-        "A JPEG that is not shrunk keeps its bytes; PNG, WEBP, CMYK and pictures that EXIF turns "
+        help="shrink larger images to this short side, in pixels; 0 keeps the original size. "
+        "A JPEG that is not shrunk keeps its bytes; PNG, WEBP, CMYK and images that EXIF turns "
         "are encoded as upright RGB JPEG whatever their size",
     )
-    sub.add_argument("--quality", type=int, default=90, help="JPEG quality of encoded pictures")
+    sub.add_argument("--quality", type=int, default=90, help="JPEG quality of encoded images")
     _add_limits(sub)
     sub.add_argument("--executor", choices=("local", "ray"), default="local")
     sub.add_argument("--workers", type=_count, default=_num_cpus(), help="processes (local)")
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("show", commands.display, "print samples of a data set")
     sub.add_argument("dir", type=_location)
     sub.add_argument("--limit", type=_count, default=3, help="how many samples")
-    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the images")
     return parser
 
 
@@ -164,13 +164,15 @@ def _add_source(sub: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--webdataset",
         type=_location,
-        help="folder of tars of pictures and .txt or .json captions",
+        help="folder of tars of images and .txt or .json captions",
     )
     sub.add_argument("--split", action="append", default=[], help="of Karpathy's files; repeatable")
-    sub.add_argument("--image_column", default="image", help="of tables: the pictures' file names")
+    sub.add_argument("--image_column", default="image", help="of tables: the images' file names")
     sub.add_argument("--caption_column", default="caption", help="of tables: the captions")
 
 
 def _add_limits(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--max_bad", type=_share, default=0.01, help="share that may be quarantined")
+    sub.add_argument(
+        "--max_rejected", type=_share, default=0.01, help="share that may be quarantined"
+    )
     sub.add_argument("--max_unk", type=_share, default=0.05, help="share of tokens that may be UNK")

@@ -41,9 +41,9 @@ def sample(arguments: Namespace) -> int:
         arguments.out,
         arguments.images,
         arguments.seed,
-        lambda pictures: tqdm(pictures, "drawing", unit=" pictures"),
+        lambda numbers: tqdm(numbers, "drawing", unit=" images"),
     )
-    print(f"{arguments.out}: {arguments.images:,} drawn pictures with five captions each")
+    print(f"{arguments.out}: {arguments.images:,} drawn images with five captions each")
     return 0
 
 
@@ -138,7 +138,7 @@ def index(arguments: Namespace) -> int:
                 bar.update(sidecar.num_records)
 
         found = close_data_set(
-            folder, shown(), arguments.tokenizer, arguments.max_bad, arguments.max_unk
+            folder, shown(), arguments.tokenizer, arguments.max_rejected, arguments.max_unk
         )
     _report(folder, *found, None, arguments.json)
     return 0
@@ -223,7 +223,7 @@ def _plan(arguments: Namespace) -> list[ShardJob]:
 
 def _close(folder: Path, arguments: Namespace, images_per_s: float | None) -> None:
     """Finalize a data set, and report on it."""
-    found = finalize(folder, arguments.tokenizer, arguments.max_bad, arguments.max_unk)
+    found = finalize(folder, arguments.tokenizer, arguments.max_rejected, arguments.max_unk)
     _report(folder, *found, images_per_s, arguments.json)
 
 

@@ -20,14 +20,14 @@ from shards.tokenizer import tokenizer_sha256
 
 
 def finalize(
-    folder: Path, tokenizer: Path, max_bad: float, max_unk: float
+    folder: Path, tokenizer: Path, max_rejected: float, max_unk: float
 ) -> tuple[Manifest, list[Sidecar]]:
     """Close a build whose every shard is done.
 
     Args:
         folder: holds the tars and sidecars of one build, and nothing of another.
         tokenizer: the tokenizer.json that the shards were built with.
-        max_bad: the largest share, 0 to 1, of records or of captions that may be quarantined.
+        max_rejected: the largest share, 0 to 1, of records or of captions that may be quarantined.
         max_unk: the largest share, 0 to 1, of tokens that may be UNK.
     Returns:
         The manifest, and the sidecars without their members.
@@ -36,11 +36,11 @@ def finalize(
             tokenizer is another one; too much was quarantined (quarantine.jsonl is written all
             the same, to look at) or is UNK.
     """
-    return close_data_set(folder, read_sidecars(folder), tokenizer, max_bad, max_unk)
+    return close_data_set(folder, read_sidecars(folder), tokenizer, max_rejected, max_unk)
 
 
 def close_data_set(
-    folder: Path, done: Iterable[Sidecar], tokenizer: Path, max_bad: float, max_unk: float
+    folder: Path, done: Iterable[Sidecar], tokenizer: Path, max_rejected: float, max_unk: float
 ) -> tuple[Manifest, list[Sidecar]]:
     """`finalize` with the shards' sidecars given."""
     sidecars: list[Sidecar] = []
@@ -55,7 +55,7 @@ def close_data_set(
     if tokenizer_sha256(tokenizer) != sidecars[0].build["tokenizer_sha256"]:
         raise ValueError(f"{tokenizer}: not the tokenizer that {folder} was built with")
     write_atomic(folder / QUARANTINE, quarantine_lines(sidecars))
-    _check_quarantine(folder, sidecars, max_bad)
+    _check_quarantine(folder, sidecars, max_rejected)
     _check_unk(folder, sidecars, max_unk)
     write_atomic(folder / TOKENIZER, read_bytes(tokenizer))
     write_index(folder, columns)
@@ -130,20 +130,21 @@ def quarantine_lines(sidecars: Sequence[Sidecar]) -> bytes:
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
 
 
-def _check_quarantine(folder: Path, sidecars: Sequence[Sidecar], max_bad: float) -> None:
+def _check_quarantine(folder: Path, sidecars: Sequence[Sidecar], max_rejected: float) -> None:
     entries = [entry for sidecar in sidecars for entry in sidecar.quarantine]
-    bad_captions = sum(entry["caption"] is not None for entry in entries)
+    num_captions = sum(entry["caption"] is not None for entry in entries)
     parts = (
-        ("records", len(entries) - bad_captions, sum(s.num_records for s in sidecars)),
-        ("captions", bad_captions, bad_captions + sum(s.num_captions for s in sidecars)),
+        ("records", len(entries) - num_captions, sum(s.num_records for s in sidecars)),
+        ("captions", num_captions, num_captions + sum(s.num_captions for s in sidecars)),
     )
-    for what, bad, total in parts:
-        if bad > max_bad * total:
+    for what, rejected, total in parts:
+        if rejected > max_rejected * total:
             raise ValueError(
-                f"{folder}: {bad:,} of {total:,} {what} ({bad / total:.1%}) are bad, more than "
-                f"--max_bad {max_bad:.1%}: {_reasons(entries)}. {folder / QUARANTINE} names each. "
-                "Files that were missing or unreadable are tried again by the same build; for "
-                "other mended files build into a new folder, or allow them with --max_bad"
+                f"{folder}: {rejected:,} of {total:,} {what} ({rejected / total:.1%}) were "
+                f"rejected, more than --max_rejected {max_rejected:.1%}: {_reasons(entries)}. "
+                f"{folder / QUARANTINE} names each. The same build tries missing and unreadable "
+                "files again; if you repaired other files, build into a new folder; to accept the "
+                "loss, raise --max_rejected"
             )
 
 

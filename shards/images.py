@@ -1,4 +1,4 @@
-"""Bytes of a picture -> checked, resized, encoded bytes; what is rejected, and why.
+"""Bytes of an image -> checked, resized, encoded bytes; what is rejected, and why.
 
 Ordinary JPEGs go through libjpeg-turbo: decoded at the smallest DCT scale that is not below the
 wanted size, resized, encoded again. Everything else goes through Pillow.
@@ -25,7 +25,7 @@ cv2.setNumThreads(1)  # processes share the cores; threads below them would only
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """How pictures are stored."""
+    """How images are stored."""
 
     resize_short: int  # the short side in pixels at the most; 0 keeps the original size
     quality: int  # JPEG quality, 1 to 100
@@ -37,8 +37,8 @@ class ImagePolicy:
             raise ValueError(f"--quality must be 1 to 100, not {self.quality}")
 
 
-class BadImageError(Exception):
-    """A picture that must not be packed.
+class RejectedImageError(Exception):
+    """An image that must not be packed.
 
     reason: one of a few fixed phrases, which reports count by; detail: the particulars.
     """
@@ -50,7 +50,7 @@ class BadImageError(Exception):
 
 
 def pack_image(data: bytes, policy: ImagePolicy) -> tuple[bytes, int, int]:
-    """Check a picture by decoding it in full, and give the JPEG to store.
+    """Check an image by decoding it in full, and give the JPEG to store.
 
     A JPEG that is upright RGB or grey and needs no shrinking keeps its bytes: encoding it again
     would only lose quality. Nothing is ever enlarged.
@@ -58,10 +58,10 @@ def pack_image(data: bytes, policy: ImagePolicy) -> tuple[bytes, int, int]:
     Returns:
         JPEG bytes, width, height (pixels).
     Raises:
-        BadImageError: not an allowed format, too large, or damaged.
+        RejectedImageError: not an allowed format, too large, or damaged.
     """
     if not data:
-        raise BadImageError("empty file", "0 bytes")
+        raise RejectedImageError("empty file", "0 bytes")
     if data[:2] == b"\xff\xd8":
         header = _jpeg_header(data)
         if header[2] not in ("CMYK", "YCCK"):  # libjpeg-turbo does not turn these into RGB
@@ -77,12 +77,12 @@ def decode_rgb(data: bytes) -> np.ndarray:
     Returns:
         (H, W, 3) uint8.
     Raises:
-        BadImageError: it does not decode in full.
+        RejectedImageError: it does not decode in full.
     """
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except ValueError as error:
-        raise BadImageError("damaged image", str(error)) from None
+        raise RejectedImageError("damaged image", str(error)) from None
     return pixels
 
 
@@ -98,7 +98,7 @@ def _pack_jpeg(data: bytes, height: int, width: int, policy: ImagePolicy) -> tup
             data, "RGB", fastdct=False, fastupsample=False, min_height=least_h, min_width=least_w
         )
     except ValueError as error:
-        raise BadImageError("damaged image", str(error)) from None
+        raise RejectedImageError("damaged image", str(error)) from None
     if keep:
         return data, width, height
     return _encode(_upright(shrink(pixels, target_h, target_w), orientation), policy)
@@ -108,13 +108,13 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str, str]:
     try:
         header: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
-        raise BadImageError("damaged image", str(error)) from None
+        raise RejectedImageError("damaged image", str(error)) from None
     return header
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise BadImageError("image too large", f"{width}x{height} pixels")
+        raise RejectedImageError("image too large", f"{width}x{height} pixels")
 
 
 def target_size(height: int, width: int, resize_short: int) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def _encode(pixels: np.ndarray, policy: ImagePolicy) -> tuple[bytes, int, int]:
 
 def _exif_orientation(data: bytes) -> int:
     """The EXIF orientation, 1 (upright) to 8, of JPEG bytes; 1 where there is none."""
-    if not _has_exif(data):  # spares most pictures the parser
+    if not _has_exif(data):  # spares most images the parser
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -157,7 +157,7 @@ def _exif_orientation(data: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, of an open picture; 1 where there is none that can be read."""
+    """The EXIF orientation, 1 to 8, of an open image; 1 where there is none that can be read."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # Pillow raises many kinds on broken EXIF; the pixels are what counts
@@ -168,7 +168,7 @@ def _orientation(image: Image.Image) -> int:
 def _has_exif(data: bytes) -> bool:
     """Whether one of the segments before the pixels is EXIF (ITU-T T.81, annex B).
 
-    Searching all bytes for its mark would take as long as a fiftieth of packing the picture.
+    Searching all bytes for its mark would take as long as a fiftieth of packing the image.
     """
     position = 2
     while data[position : position + 1] == b"\xff":
@@ -196,12 +196,12 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def decode_any(data: bytes) -> np.ndarray:
-    """Decode a picture of any allowed format, upright, its first frame, on white paper.
+    """Decode an image of any allowed format, upright, its first frame, on white paper.
 
     Returns:
         (H, W, 3) uint8.
     Raises:
-        BadImageError: not an allowed format, too large, or damaged.
+        RejectedImageError: not an allowed format, too large, or damaged.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -217,10 +217,10 @@ def decode_any(data: bytes) -> np.ndarray:
                 pixels = np.asarray(image.convert("RGB"))
             # After the pixels: a PNG's EXIF may lie behind them, and damage to them must show.
             orientation = _orientation(image)
-    except (BadImageError, MemoryError):
+    except (RejectedImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BadImageError("format not allowed", f"not one of {', '.join(FORMATS)}") from None
+        raise RejectedImageError("format not allowed", f"not one of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise BadImageError("damaged image", f"{type(error).__name__}: {error}") from None
+        raise RejectedImageError("damaged image", f"{type(error).__name__}: {error}") from None
     return _upright(pixels, orientation)

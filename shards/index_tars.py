@@ -1,7 +1,7 @@
 """Tars made by others, read as they are: their index, made without changing a byte of them.
 
 The trainer reads a sample by its place in the tar and tokenises its captions as it comes. What it
-cannot read so (another format than JPEG, a picture that EXIF turns, no caption) is left out by
+cannot read so (another format than JPEG, an image that EXIF turns, no caption) is left out by
 name: `build --webdataset` packs such samples into shards of our own.
 """
 
@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.build import check_record, quarantined, tokenise
+from shards.build import check_record, quarantine_entry, tokenise
 from shards.format.manifest import FOREIGN, Manifest
 from shards.format.sidecar import Sidecar
 from shards.format.tar import Extent, Member
 from shards.guard import bounded_in_own_process
-from shards.images import BadImageError, ImagePolicy, pack_image
+from shards.images import ImagePolicy, RejectedImageError, pack_image
 from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, is_utf8, source_sha256
@@ -92,13 +92,13 @@ def _index_tar(
     with local_copy(path) as local, open(local, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         for record in records:
-            captions, tokens, bad_captions = tokenise(record, encode)
-            quarantine += bad_captions
+            captions, tokens, rejected_captions = tokenise(record, encode)
+            quarantine += rejected_captions
             try:
                 check_record(record, captions)
                 member = _member(file.fileno(), record)
-            except BadImageError as error:
-                quarantine.append(quarantined(record, error.reason, error.detail))
+            except RejectedImageError as error:
+                quarantine.append(quarantine_entry(record, error.reason, error.detail))
                 continue
             members.append(member)
             lengths.update(map(len, tokens))
@@ -125,17 +125,19 @@ def _member(descriptor: int, record: Record) -> Member:
     """Where a sample lies, once it has proved to be one that the trainer can read.
 
     Raises:
-        BadImageError: it is not.
+        RejectedImageError: it is not.
     """
     assert record.span is not None
     assert record.caption_span is not None  # it has captions
     image = os.pread(descriptor, record.span.size, record.span.offset)
     packed, _, _ = bounded_in_own_process(lambda: pack_image(image, AS_IT_IS))
     if packed != image:
-        raise BadImageError("not an upright RGB JPEG", "`build --webdataset` packs it as one")
+        raise RejectedImageError("not an upright RGB JPEG", "`build --webdataset` packs it as one")
     meta = os.pread(descriptor, record.caption_span.size, record.caption_span.offset)
     if not _gives(meta, record.captions):  # the trainer knows the bytes alone, not their extension
-        raise BadImageError("a .txt that is JSON with captions", "`build --webdataset` packs it")
+        raise RejectedImageError(
+            "a .txt that is JSON with captions", "`build --webdataset` packs it"
+        )
     return Member(record.key, _extent(record.span, image), _extent(record.caption_span, meta))
 
 

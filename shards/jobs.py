@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from shards.build import ShardJob, tokenise
 from shards.format.names import KEY_CHARACTERS, MANIFEST, shard_file, shard_tars
 from shards.format.sidecar import read_sidecar, sidecar_path
+from shards.image_bytes import PASSING_REASONS, is_readable
 from shards.images import ImagePolicy
-from shards.pictures import PASSING_REASONS, is_readable
 from shards.plain_captions import fast_encoder
 from shards.plan import plan_shards
 from shards.sources.record import Record, source_sha256
@@ -88,7 +88,7 @@ def check_unknown_words(
 
 def open_jobs(jobs: list[ShardJob]) -> list[ShardJob]:
     """The jobs still to be done: those without a whole shard, and those whose shard left out
-    pictures for a reason that has passed. What vouched for the latter is removed.
+    images for a reason that has passed. What vouched for the latter is removed.
 
     Raises:
         ValueError: the folder holds shards of another build.

@@ -1,4 +1,4 @@
-"""A process that packs shards, and is replaced when it dies: of a picture, or by anyone's hand."""
+"""A process that packs shards, and is replaced when it dies: of an image, or by anyone's hand."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from shards.build import ShardJob, Suspicion, build_shard
 from shards.guard import died_of, limit_memory
 from shards.storage import is_remote
 
-MAX_DEATHS = 3  # of one shard's processes; then something else than a picture is wrong
+MAX_DEATHS = 3  # of one shard's processes; then something else than an image is wrong
 
 
 class Packer:
@@ -74,7 +74,7 @@ class Packer:
             if self._closed:
                 return InterruptedError("stopped")
             self._start()
-        # The clock of a process that fetches pictures meanwhile counts that too, and blames nobody.
+        # The clock of a process that fetches images meanwhile counts that too, and blames nobody.
         if -status == signal.SIGPROF and not is_remote(job.images_dir):
             return Suspicion(position, died_of(-status))
         reason = f"signal {-status}" if status < 0 else f"exit code {status}"

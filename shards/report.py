@@ -33,7 +33,7 @@ def make_report(
     return {
         "images_in": num_records,
         "images_packed": manifest.num_samples,
-        "quarantined": dict(sorted(reasons.items())),
+        "rejected": dict(sorted(reasons.items())),
         "captions": manifest.num_captions,
         "tokens": manifest.num_tokens,
         "unk_share": manifest.num_unk / max(manifest.num_tokens, 1),
@@ -75,5 +75,5 @@ def report_lines(folder: Path, report: dict[str, Any]) -> Iterator[str]:
         f"{lengths['p50']} (5 % up to {lengths['p5']}, 95 % up to {lengths['p95']}, longest "
         f"{lengths['p100']}); digest {report['digest'][:12]}"
     )
-    for reason, count in sorted(report["quarantined"].items(), key=lambda item: -item[1]):
-        yield f"  quarantined, {reason}: {count:,} ({folder / QUARANTINE} names them)"
+    for reason, count in sorted(report["rejected"].items(), key=lambda item: -item[1]):
+        yield f"  rejected, {reason}: {count:,} ({folder / QUARANTINE} names them)"

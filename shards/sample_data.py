@@ -2,7 +2,7 @@
 
     python -m shards.sample_data RESULTS.json ANNOTATIONS.json
 
-tells in how many pictures a captioner's results made no mistake. Needs Pillow and nothing else.
+tells in how many images a captioner's results made no mistake. Needs Pillow and nothing else.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SIDE = 192  # pixels
 SUPERSAMPLE = 4  # each pixel is the mean of 4 x 4
 JPEG_QUALITY = 90
 SPLITS = ("train", "val")
-VAL_EVERY = 10  # one picture in ten is held out
+VAL_EVERY = 10  # one image in ten is held out
 
 # Pixels. Shapes in neighbouring places cannot touch: their centres are at least
 # 2 * (STEP - JITTER) = 92 apart, and two radii are at most 86.
@@ -75,14 +75,14 @@ Colour = tuple[int, int, int]
 
 
 def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
-    """Draws the scene as a SIDE x SIDE RGB picture.
+    """Draws the scene as a SIDE x SIDE RGB image.
 
     `rng` moves, scales, tilts and shades the shapes a little: never so far that a word about the
     scene would change.
     """
     background = _shade(BACKGROUNDS[scene.background], rng.uniform(0.97, 1.02))
-    picture = Image.new("RGB", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE), background)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE), background)
+    draw = ImageDraw.Draw(image)
     spots = [(shape, *_spot(shape, rng)) for shape in scene.shapes]
     # All shadows lie below all shapes, or one could fall on its neighbour.
     for shape, (x, y), radius, tilt in spots:
@@ -91,7 +91,7 @@ def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
     for shape, centre, radius, tilt in spots:
         colour = _shade(COLOURS[shape.colour], rng.uniform(0.94, 1.04))
         _draw_shape(draw, shape.shape, centre, radius, tilt, colour)
-    return picture.reduce(SUPERSAMPLE)
+    return image.reduce(SUPERSAMPLE)
 
 
 def _spot(shape: Shape, rng: random.Random) -> tuple[Point, float, float]:
@@ -139,20 +139,20 @@ def draw_data_set(
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> None:
-    """Draws pictures 1 to `num_images` and writes them with their captions in COCO's layout.
+    """Draws images 1 to `num_images` and writes them with their captions in COCO's layout.
 
         out_dir/{train2017,val2017}/000000000001.jpg ...
         out_dir/annotations/captions_{train,val}2017.json
 
-    A tenth of the pictures, rounded up, is val. Picture i and its captions depend on (seed, i)
+    A tenth of the images, rounded up, is val. Image i and its captions depend on (seed, i)
     alone, so a larger set holds the smaller ones; no val scene is a train scene, whatever the
     seeds. Beside COCO's keys each image has "scene". The annotation files are written last: where
     they are, the set is whole.
 
     Args:
-        progress: is given the picture numbers, a sized iterable, and hands them on: `tqdm`, say.
+        progress: is given the image numbers, a sized iterable, and hands them on: `tqdm`, say.
     Raises:
-        ValueError: `num_images` is below 2: too few for a train and a val picture.
+        ValueError: `num_images` is below 2: too few for a train and a val image.
     """
     if num_images < 2:
         raise ValueError(f"num_images is {num_images}: a train and a val split need at least 2")
@@ -165,10 +165,9 @@ def draw_data_set(
         split = "val" if image_id % VAL_EVERY == 1 else "train"
         rng = random.Random(f"{seed}/{image_id}")  # a string's seed is the same in every process
         scene = _scene_of_split(split, rng)
-        picture = draw_scene(scene, rng)
         image = _coco_image(image_id, scene)
         path = out_dir / f"{split}2017" / image["file_name"]
-        picture.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        draw_scene(scene, rng).save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         images[split].append(image)
         annotations[split] += [
             {"image_id": image_id, "id": image_id * 10 + i, "caption": caption}
@@ -182,7 +181,7 @@ def _scene_of_split(split: str, rng: random.Random) -> Scene:
     """Draws scenes until one belongs to the split.
 
     The scene's own hash decides where it belongs. That parts the splits without a record of what
-    was drawn before, which would make a picture depend on all earlier ones.
+    was drawn before, which would make an image depend on all earlier ones.
     """
     while True:
         scene = random_scene(rng)

@@ -1,4 +1,4 @@
-"""Show samples of a data set: as text, or as a page of pictures."""
+"""Show samples of a data set: as text, or as a page of images."""
 
 import base64
 import html

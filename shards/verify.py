@@ -18,14 +18,14 @@ from shards.format.index import Index, index_columns, read_index
 from shards.format.manifest import Manifest, ShardEntry, read_manifest
 from shards.format.names import INDEX, MANIFEST, QUARANTINE, TOKENIZER, image_id_of
 from shards.format.sidecar import Sidecar, sidecar_path
-from shards.images import BadImageError, decode_rgb
+from shards.images import RejectedImageError, decode_rgb
 from shards.index_tars import index_tars, is_foreign, unlisted_tars
 from shards.storage import local_copy, persistently, read_bytes, size_of
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
 
 def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Check manifest, index, sidecars, tars, pictures and tokens against each other.
+    """Check manifest, index, sidecars, tars, images and tokens against each other.
 
     Args:
         fast: check sizes and sidecars only; no tar is read.
@@ -209,7 +209,7 @@ def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterato
 def _image_faults(where: str, data: bytes) -> Iterator[str]:
     try:
         decode_rgb(data)
-    except BadImageError as error:
+    except RejectedImageError as error:
         yield f"{where}.jpg: {error}"
 
 

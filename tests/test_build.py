@@ -94,15 +94,15 @@ def test_what_is_bad_is_named_counted_and_left_out(scenes: Scenes, tmp_path: Pat
 
     done = run_shards(*build_command(folder, scenes, out))
     assert done.returncode == 2
-    assert "--max_bad" in done.stderr
+    assert "--max_rejected" in done.stderr
     assert "quarantine.jsonl" in done.stderr
     assert not (out / "manifest.json").exists()
 
-    done = run_shards(*build_command(folder, scenes, out, "--max_bad", 0.1, "--json"))
+    done = run_shards(*build_command(folder, scenes, out, "--max_rejected", 0.1, "--json"))
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["images_packed"] == len(images) - 5
-    assert summary["quarantined"] == {
+    assert summary["rejected"] == {
         "damaged image": 1, "empty caption": 6, "format not allowed": 1, "missing file": 1,
         "no caption": 1, "unsafe file name": 1,
     }  # fmt: skip
@@ -134,9 +134,9 @@ def test_text_that_is_not_utf8_is_left_out(scenes: Scenes, tmp_path: Path) -> No
     assert "captions skipped, not UTF-8: 1" in done.stdout
 
     out = tmp_path / "out"
-    done = run_shards(*build_command(folder, scenes, out, "--max_bad", 0.1, "--json"))
+    done = run_shards(*build_command(folder, scenes, out, "--max_rejected", 0.1, "--json"))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["quarantined"] == {
+    assert json.loads(done.stdout)["rejected"] == {
         "caption not UTF-8": 1, "missing file": 1, "unsafe file name": 3,
     }  # fmt: skip
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_bytes().splitlines()]
@@ -156,9 +156,9 @@ def test_a_named_pipe_is_not_waited_for(scenes: Scenes, tmp_path: Path) -> None:
     pipe = folder / "train2017" / annotations["images"][0]["file_name"]
     pipe.unlink()
     os.mkfifo(pipe)
-    command = build_command(folder, scenes, tmp_path / "out", "--max_bad", 0.1, "--json")
+    command = build_command(folder, scenes, tmp_path / "out", "--max_rejected", 0.1, "--json")
     done = run_shards(*command)
-    assert json.loads(done.stdout)["quarantined"] == {"missing file": 1}
+    assert json.loads(done.stdout)["rejected"] == {"missing file": 1}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -223,7 +223,7 @@ def test_a_wrong_annotation_file_is_refused(
         (("--resize_short", -1), "--resize_short"),
         (("--workers", 0), "--workers"),
         (("--samples_per_shard", 0), "--samples_per_shard: must be 1 or more"),
-        (("--max_bad", 5), "--max_bad: must be a share"),
+        (("--max_rejected", 5), "--max_rejected: must be a share"),
         (("--job_index", 0), "belong together"),
         (("--job_index", 3, "--job_count", 3), "--job_index must be 0 to 2"),
         (("--name", "../x"), "--name"),
@@ -268,7 +268,7 @@ def quarantining_build(scenes: Scenes, tmp_path: Path) -> Path:
     annotations["annotations"] = [e for e in annotations["annotations"] if e["image_id"] in kept]
     annotations["annotations"][0]["caption"] = " "
     save_annotations(folder, annotations)
-    done = run_shards(*build_command(folder, scenes, tmp_path / "spoilt", "--max_bad", 0.5))
+    done = run_shards(*build_command(folder, scenes, tmp_path / "spoilt", "--max_rejected", 0.5))
     assert done.returncode == 0, done.stderr
     return tmp_path / "spoilt"
 
@@ -381,9 +381,11 @@ def test_odd_things_in_the_place_of_pictures_are_named(scenes: Scenes, tmp_path:
     annotations["images"][2]["file_name"] = f"{names[0]}/inside.jpg"
     annotations["images"][3]["file_name"] += "/inside.jpg"
     save_annotations(folder, annotations)
-    done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max_bad", 0.1, "--json"))
+    done = run_shards(
+        *build_command(folder, scenes, tmp_path / "out", "--max_rejected", 0.1, "--json")
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["quarantined"] == {"missing file": 3, "unreadable file": 1}
+    assert json.loads(done.stdout)["rejected"] == {"missing file": 3, "unreadable file": 1}
 
 
 def test_what_would_destroy_something_is_refused(scenes: Scenes, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_flipped_byte_is_never_read_in_silence(scenes: Scenes, tmp_path: Path)
 def test_a_folder_that_is_no_data_set_is_named(scenes: Scenes, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such shard folder"):
         ShardFolder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no finished data set"):
+    with pytest.raises(ValueError, match="not a finished data set"):
         ShardFolder(tmp_path)
     folder = tmp_path / "train"
     shutil.copytree(scenes.train, folder)

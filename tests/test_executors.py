@@ -21,7 +21,7 @@ from conftest import ROOT, Scenes, build_command, coco_folder, digests, run_shar
 from PIL import Image
 
 from shards.guard import bounded_in_own_process, limit_memory
-from shards.images import BadImageError
+from shards.images import RejectedImageError
 
 OPTIONS = ("--resize_short", 48)
 
@@ -78,13 +78,13 @@ def test_pictures_that_have_come_back_are_packed(scenes: Scenes, tmp_path: Path)
     out = tmp_path / "out"
     (folder / "train2017" / names[0]).rename(tmp_path / "missing")
     (folder / "train2017" / names[1]).write_bytes(b"")
-    command = build_command(folder, scenes, out, *OPTIONS, "--max_bad", 1, "--json")
+    command = build_command(folder, scenes, out, *OPTIONS, "--max_rejected", 1, "--json")
     first = json.loads(run_shards(*command).stdout)
-    assert first["quarantined"] == {"empty file": 1, "missing file": 1}
+    assert first["rejected"] == {"empty file": 1, "missing file": 1}
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     (tmp_path / "missing").rename(folder / "train2017" / names[0])
     again = json.loads(run_shards(*command).stdout)
-    assert again["quarantined"] == {"empty file": 1}
+    assert again["rejected"] == {"empty file": 1}
     assert again["images_packed"] == first["images_packed"] + 1
     assert sum(path.stat().st_mtime_ns != time for path, time in before.items()) == 1
     assert run_shards("verify", out).returncode == 0
@@ -107,9 +107,11 @@ def test_a_picture_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_pat
     bad = annotations["images"][7]
     (folder / "train2017" / bad["file_name"]).write_bytes(scan_bomb())
     started = time.monotonic()
-    done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max_bad", 0.1, "--json"))
+    done = run_shards(
+        *build_command(folder, scenes, tmp_path / "out", "--max_rejected", 0.1, "--json")
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["quarantined"] == {"too costly": 1}
+    assert json.loads(done.stdout)["rejected"] == {"too costly": 1}
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["file_name"] == bad["file_name"]
     assert "takes more than 2 s" in line
@@ -128,7 +130,7 @@ def test_a_picture_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_pat
     ],
 )
 def test_a_decoder_may_die_alone(work: object, reason: str, detail: str) -> None:
-    with pytest.raises(BadImageError) as caught:
+    with pytest.raises(RejectedImageError) as caught:
         bounded_in_own_process(work)  # type: ignore[arg-type]
     assert caught.value.reason == reason
     assert detail in caught.value.detail

@@ -132,8 +132,8 @@ def test_what_cannot_be_read_as_it_is_is_left_out_by_name(tars: Path, scenes: Sc
         writer.write({"__key__": "good", "jpg": picture(1), "txt": CAPTIONS[0]})
     refused = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max_unk", 1)
     assert refused.returncode == 2
-    assert "--max_bad" in refused.stderr
-    report = index(tars, scenes, "--max_bad", 0.2)
+    assert "--max_rejected" in refused.stderr
+    report = index(tars, scenes, "--max_rejected", 0.2)
     assert report["images_packed"] == 43
     lines = (tars / "quarantine.jsonl").read_text().splitlines()
     reasons = {(entry["file_name"], entry["reason"]) for entry in map(json.loads, lines)}
@@ -213,7 +213,7 @@ def test_what_is_wrong_with_one_sample_costs_that_sample_alone(
         ("linked.txt", (tarfile.SYMTYPE, "good.txt")),
         ("gone.jpg", (tarfile.LNKTYPE, "nothing")), ("gone.txt", b"A circle."),
     ])  # fmt: skip
-    report = index(folder, scenes, "--max_bad", 0.9)
+    report = index(folder, scenes, "--max_rejected", 0.9)
     assert (report["images_in"], report["images_packed"], report["captions"]) == (9, 3, 3)
     assert named(folder) == {
         ("t.tar/half.jpg", 0, "caption not UTF-8"),
@@ -257,7 +257,7 @@ def test_no_sample_at_all_is_said_in_one_line(scenes: Scenes, tmp_path: Path) ->
     write_tar(tmp_path / "tars" / "t.tar", [("notes.npy", b"none")])
     done = run_shards("index", tmp_path / "tars", "--tokenizer", scenes.tokenizer)
     assert done.returncode == 2
-    assert "neither pictures nor captions" in done.stderr.splitlines()[-1]
+    assert "neither images nor captions" in done.stderr.splitlines()[-1]
 
 
 def test_a_tokenizer_must_be_named(tars: Path) -> None:

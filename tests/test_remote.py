@@ -90,7 +90,7 @@ def test_a_bad_day_changes_nothing(
         done = build(url, endpoint, monkeypatch)
         assert done.returncode == 0, done.stderr
         verified = run_shards("verify", url)
-    assert json.loads(done.stdout)["quarantined"] == {}
+    assert json.loads(done.stdout)["rejected"] == {}
     assert fetched(store, url, tmp_path / "out") == digests(scenes.train)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert min(injected[fault] for fault in ("500", "503", "429", "cut off", "short")) > 0

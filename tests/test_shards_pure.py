@@ -14,7 +14,7 @@ from tokenizers import normalizers
 
 from shards.format.names import image_id_of, key_of
 from shards.format.tar import add_to_tar, open_tar_for_writing, ustar_header
-from shards.images import BadImageError, ImagePolicy, decode_any, decode_rgb, pack_image
+from shards.images import ImagePolicy, RejectedImageError, decode_any, decode_rgb, pack_image
 from shards.plain_captions import fast_encoder
 from shards.plan import plan_shards
 from shards.tokenizer import (
@@ -274,7 +274,7 @@ def test_sixteen_bits_keep_their_upper_eight() -> None:
 def test_a_truncated_picture_is_bad(share: float, policy: ImagePolicy) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
     for data in (simplejpeg.encode_jpeg(noise, 90), encoded(Image.fromarray(noise), "PNG")):
-        with pytest.raises(BadImageError):
+        with pytest.raises(RejectedImageError):
             pack_image(data[: int(len(data) * share)], policy)
 
 
@@ -282,14 +282,14 @@ def test_what_is_no_picture_or_not_allowed_is_bad() -> None:
     bmp = encoded(Image.fromarray(picture(8, 8)), "BMP")
     for data, reason in ((b"", "empty file"), (b"hello", "format not allowed"),
                          (bmp, "format not allowed")):  # fmt: skip
-        with pytest.raises(BadImageError) as caught:
+        with pytest.raises(RejectedImageError) as caught:
             pack_image(data, KEEP)
         assert caught.value.reason == reason
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
     bomb = encoded(Image.new("1", (13_000, 13_000)), "PNG")
-    with pytest.raises(BadImageError) as caught:
+    with pytest.raises(RejectedImageError) as caught:
         pack_image(bomb, KEEP)
     assert caught.value.reason == "image too large"
 

@@ -228,11 +228,11 @@ def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path
         tar.addfile(caption, io.BytesIO(text))
     out = tmp_path / "out"
     command = ("build", "--webdataset", path.parent, "--tokenizer", scenes.tokenizer,
-               "--out", out, "--workers", 1, "--max_bad", 1, "--json")  # fmt: skip
+               "--out", out, "--workers", 1, "--max_rejected", 1, "--json")  # fmt: skip
     done = run_shards(*command)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["quarantined"] == {"no picture": 1}  # c has no picture; what b is, its bytes say
+    assert report["rejected"] == {"no image": 1}  # c has no picture; what b is, its bytes say
     tars = [str(out / shard.file) for shard in read_manifest(out).shards]
     samples = webdataset.WebDataset(tars, shardshuffle=False)
     sources = sorted(json.loads(sample["json"])["file_name"] for sample in samples)

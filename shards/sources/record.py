@@ -13,10 +13,10 @@ MAX_KEY = 80  # characters; with its extension a key must fit a ustar name of 10
 
 @dataclass(frozen=True, slots=True)
 class TarSpan:
-    """Where a picture lies that is a member of a tar."""
+    """Where an image lies that is a member of a tar."""
 
     tar: str  # relative to the image folder
-    offset: int  # bytes from the start of the tar to the picture
+    offset: int  # bytes from the start of the tar to the image
     size: int  # bytes
 
 
@@ -27,7 +27,7 @@ class Record:
     image_id: int | str
     file_name: str  # relative to the image folder
     captions: tuple[str, ...]
-    span: TarSpan | None = None  # None: the picture is a file of its own
+    span: TarSpan | None = None  # None: the image is a file of its own
     caption_span: TarSpan | None = None  # of the captions, where they are a member of a tar too
     fault: tuple[str, str] | None = None  # reason and detail, if it is known to be bad
 
@@ -38,7 +38,7 @@ class Record:
 
 
 def name_key(file_name: str, plain: bool = True) -> str:
-    """A sample key for a picture that has a name only: the name without its extension.
+    """A sample key for an image that has a name only: the name without its extension.
 
     Where that has other characters than a key may have, or is not to be `plain`, they are replaced,
     and sixteen digits of the name's hash keep different names apart.

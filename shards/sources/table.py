@@ -30,7 +30,7 @@ def read_table(path: Path, image_column: str, caption_column: str) -> list[Recor
     """The images of a table, by name, each with the captions of all its rows in their order.
 
     Args:
-        image_column: header of the column, or key in JSON Lines, with the pictures' file names.
+        image_column: header of the column, or key in JSON Lines, with the images' file names.
         caption_column: the same for captions; in JSON Lines a string or a list of strings.
     Raises:
         ValueError: the file is missing, or a line of it is not as it should be.

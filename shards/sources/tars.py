@@ -1,4 +1,4 @@
-"""An existing WebDataset: tars of pictures with captions beside them, made by anyone."""
+"""An existing WebDataset: tars of images with captions beside them, made by anyone."""
 
 import tarfile
 from collections import Counter
@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.format.names import image_id_of
-from shards.images import BadImageError
+from shards.images import RejectedImageError
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, name_key
 from shards.storage import local_copy, persistently
 
-# The last are pictures that are not packed: their samples are named in quarantine.
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jxl", "ppm")
+# The last are images that are not packed: their samples are named in quarantine.
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jxl", "ppm")
 CAPTIONS = ("txt", "json")  # the text alone, or an object with `captions` or `caption`
 MAX_CAPTION_BYTES = 1 << 20
 
@@ -33,7 +33,7 @@ def read_tars(folder: Path) -> list[Record]:
     """
     records = [record for path in list_tars(folder) for record in _read_tar(path)]
     if not records:
-        raise ValueError(f"{folder}: neither pictures nor captions in its tars")
+        raise ValueError(f"{folder}: neither images nor captions in its tars")
     counts = Counter(record.key for record in records)
     records = [record if counts[record.key] == 1 else _with_long_key(record) for record in records]
     [(key, most)] = Counter(record.key for record in records).most_common(1)
@@ -85,7 +85,7 @@ def _read_tar(path: Path) -> list[Record]:
 def _samples(path: Path, tar: tarfile.TarFile) -> dict[str, Parts]:
     """Key -> part -> member, a hard link's being its file.
 
-    Other links, and devices, are kept as they are where they have the name of a picture or caption.
+    Other links, and devices, are kept as they are where they have the name of an image or caption.
     """
     samples: dict[str, Parts] = {}
     files: Parts = {}
@@ -96,7 +96,7 @@ def _samples(path: Path, tar: tarfile.TarFile) -> dict[str, Parts]:
             continue
         if found.isreg():
             files[member.name] = found
-        elif part.rpartition(".")[2] not in (*PICTURES, *CAPTIONS):
+        elif part.rpartition(".")[2] not in (*IMAGES, *CAPTIONS):
             continue
         if found.issparse():  # its bytes do not lie in one piece
             raise ValueError(f"{path}: {member.name} is stored sparse; make the tar without -S")
@@ -145,9 +145,9 @@ def _find(parts: Parts, wanted: Sequence[str]) -> str | None:
 
 
 def _record(path: Path, tar: tarfile.TarFile, key: str, parts: Parts) -> Record | None:
-    """One sample; None for members that are neither pictures nor captions."""
-    picture, caption = _find(parts, PICTURES), _find(parts, CAPTIONS)
-    if picture is None and caption is None:
+    """One sample; None for members that are neither images nor captions."""
+    image, caption = _find(parts, IMAGES), _find(parts, CAPTIONS)
+    if image is None and caption is None:
         return None
     captions: tuple[str, ...] = ()
     caption_span = fault = None
@@ -156,13 +156,13 @@ def _record(path: Path, tar: tarfile.TarFile, key: str, parts: Parts) -> Record 
         try:
             captions = _captions(path, tar, member, caption)
             caption_span = TarSpan(path.name, member.offset_data, member.size)
-        except BadImageError as error:
+        except RejectedImageError as error:
             fault = error.reason, error.detail
-    if picture is None:  # nothing to read, which puts the sample into quarantine
+    if image is None:  # nothing to read, which puts the sample into quarantine
         name, span = f"{path.name}/{key}", TarSpan(path.name, 0, 0)
-        fault = fault or ("no picture", f"a .{caption} and nothing that is a picture")
+        fault = fault or ("no image", f"a .{caption} and nothing that is an image")
     else:
-        member = parts[picture]
+        member = parts[image]
         name = f"{path.name}/{member.name}"
         span = TarSpan(path.name, member.offset_data, member.size)
         if not member.isreg():
@@ -176,13 +176,13 @@ def _captions(
     """The captions in a member.
 
     Raises:
-        BadImageError: they cannot be read, which costs this sample alone.
+        RejectedImageError: they cannot be read, which costs this sample alone.
         ValueError: the tar ends before they do.
     """
     if not member.isreg():
-        raise BadImageError(*_no_file(member))
+        raise RejectedImageError(*_no_file(member))
     if member.size > MAX_CAPTION_BYTES:
-        raise BadImageError("unreadable captions", f"{member.name}: {member.size:,} bytes")
+        raise RejectedImageError("unreadable captions", f"{member.name}: {member.size:,} bytes")
     file = tar.extractfile(member)
     data = file.read() if file else b""
     if len(data) != member.size:
@@ -190,7 +190,7 @@ def _captions(
     try:
         return read_captions(data, part.rpartition(".")[2] == "txt")
     except ValueError as error:
-        raise BadImageError("unreadable captions", f"{member.name}: {error}") from None
+        raise RejectedImageError("unreadable captions", f"{member.name}: {error}") from None
 
 
 def _no_file(member: tarfile.TarInfo) -> tuple[str, str]:

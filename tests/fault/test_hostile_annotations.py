@@ -159,7 +159,7 @@ def build(path: Path, images: Path, out: Path, tokenizer: Path) -> str:
     out.mkdir()
     for job in jobs:
         build_shard(job, lambda position: None)
-    manifest, _ = finalize(out, tokenizer, max_bad=1, max_unk=1)
+    manifest, _ = finalize(out, tokenizer, max_rejected=1, max_unk=1)
     assert manifest.num_samples + len(whole_records(out)) == len(records)
     assert [fault for _, faults in verify(out) for fault in faults] == []
     return ""

@@ -1,4 +1,4 @@
-"""The bytes of a record's picture: from a file or a tar, here or behind a URL, never from outside
+"""The bytes of a record's image: from a file or a tar, here or behind a URL, never from outside
 the image folder."""
 
 import errno
@@ -9,35 +9,35 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from shards.images import BadImageError
+from shards.images import RejectedImageError
 from shards.sources.record import Record, is_utf8
 from shards.storage import is_remote, persistently, read_bytes, read_range
 
-MAX_FILE_BYTES = 256 << 20  # of a picture's file, which is read whole
-READ_AHEAD = 16  # pictures on their way from afar while one is packed
+MAX_FILE_BYTES = 256 << 20  # of an image's file, which is read whole
+READ_AHEAD = 16  # images on their way from afar while one is packed
 
 # Reasons for a quarantine that may be gone when the build is run again.
 PASSING_REASONS = ("missing file", "unreadable file")
 
-# A picture's own trouble; any other error of the system is the machine's, and stops the build.
+# An image's own trouble; any other error of the system is the machine's, and stops the build.
 OWN_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENXIO)
 
 
-def read_pictures(
+def read_images(
     images_dir: Path, records: Sequence[Record]
 ) -> Iterator[tuple[Record, Callable[[], bytes]]]:
-    """Each record with a call that gives its picture's bytes, or raises as `read_picture`.
+    """Each record with a call that gives its image's bytes, or raises as `read_image`.
 
     From afar several are fetched ahead of need.
     """
     if not is_remote(images_dir):
         for record in records:
-            yield record, lambda record=record: read_picture(images_dir, record)  # type: ignore[misc]
+            yield record, lambda record=record: read_image(images_dir, record)  # type: ignore[misc]
         return
     with ThreadPoolExecutor(READ_AHEAD) as threads:
         coming: deque[tuple[Record, Future[bytes]]] = deque()
         for record in records:
-            coming.append((record, threads.submit(read_picture, images_dir, record)))
+            coming.append((record, threads.submit(read_image, images_dir, record)))
             if len(coming) >= READ_AHEAD:
                 ready, future = coming.popleft()
                 yield ready, future.result
@@ -45,11 +45,11 @@ def read_pictures(
             yield ready, future.result
 
 
-def read_picture(images_dir: Path, record: Record) -> bytes:
-    """The stored bytes of one picture.
+def read_image(images_dir: Path, record: Record) -> bytes:
+    """The stored bytes of one image.
 
     Raises:
-        BadImageError: it is not there, cannot be read, or its name leads out of the folder.
+        RejectedImageError: it is not there, cannot be read, or its name leads out of the folder.
         OSError: the machine's or the network's fault, or the whole folder is gone.
     """
     span = record.span
@@ -66,22 +66,22 @@ def read_picture(images_dir: Path, record: Record) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         if not persistently(images_dir, images_dir.is_dir):
             raise OSError(f"{images_dir}: the image folder is gone") from None
-        raise BadImageError("missing file", error.strerror or "no such file") from None
-    except MemoryError:  # only a picture from afar is not measured before
-        raise BadImageError("image too large", "does not fit into memory") from None
+        raise RejectedImageError("missing file", error.strerror or "no such file") from None
+    except MemoryError:  # only an image from afar is not measured before
+        raise RejectedImageError("image too large", "does not fit into memory") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise BadImageError("unsafe file name", "longer than the disk allows") from None
+            raise RejectedImageError("unsafe file name", "longer than the disk allows") from None
         if error.errno in OWN_ERRORS:
-            raise BadImageError("unreadable file", os.strerror(error.errno)) from None
+            raise RejectedImageError("unreadable file", os.strerror(error.errno)) from None
         raise
 
 
 def is_readable(images_dir: Path, record: Record) -> bool:
-    """Whether a picture that could not be read before can be read now."""
+    """Whether an image that could not be read before can be read now."""
     try:
-        read_picture(images_dir, record)
-    except BadImageError:
+        read_image(images_dir, record)
+    except RejectedImageError:
         return False
     return True
 
@@ -102,16 +102,16 @@ def _read_regular(path: str) -> bytes:
 
 def _check_bytes(size: int) -> None:
     if size > MAX_FILE_BYTES:
-        raise BadImageError("image too large", f"{size:,} bytes")
+        raise RejectedImageError("image too large", f"{size:,} bytes")
 
 
 def _safe_name(name: str) -> str:
     if not name:
-        raise BadImageError("unsafe file name", "is empty")
+        raise RejectedImageError("unsafe file name", "is empty")
     if name[0] == "/" or ".." in name.split("/") or "\\" in name or "://" in name:
-        raise BadImageError("unsafe file name", "leaves the image folder")
+        raise RejectedImageError("unsafe file name", "leaves the image folder")
     if not is_utf8(name):  # nor could the sample's JSON hold it
-        raise BadImageError("unsafe file name", "is not UTF-8")
+        raise RejectedImageError("unsafe file name", "is not UTF-8")
     if "\0" in name:
-        raise BadImageError("unsafe file name", "holds a NUL character")
+        raise RejectedImageError("unsafe file name", "holds a NUL character")
     return name
