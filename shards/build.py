@@ -1,4 +1,4 @@
-"""One shard job: records -> one tar and its sidecar, atomically, the same bytes every time."""
+"""Packing one shard: records in, one tar and its sidecar out, the same bytes every time."""
 
 import hashlib
 import tarfile
@@ -18,6 +18,7 @@ from shards.format.tar import Extent, Member, add_to_tar, open_tar_for_writing
 from shards.guard import Packed, bounded, bounded_in_own_process
 from shards.image_bytes import read_image, read_images
 from shards.images import ImagePolicy, RejectedImageError, pack_image
+from shards.messages import system_error
 from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.record import Record, is_utf8
 from shards.storage import is_remote
@@ -26,30 +27,30 @@ from shards.tokenizer import UNK, load_tokenizer
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Everything one shard needs: jobs share nothing, so any process may do any of them."""
+    """Everything that is needed to pack one shard. Any process can do any job."""
 
     images_dir: Path
     out_dir: Path
     tokenizer: Path
     number: int
     num_shards: int
-    build: dict[str, Any]  # recorded in the sidecar; shards of one data set agree on it
+    build: dict[str, Any]  # stored in the sidecar; the same in all shards of a data set
     records: tuple[Record, ...]
 
     @property
     def tar_path(self) -> Path:
-        """Where the shard is to lie."""
+        """The path of the tar to write."""
         return self.out_dir / shard_file(self.build["name"], self.number)
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What is known when a shard's process died: the shard is done again with more care.
+    """Why a shard is packed again after the process that packed it died.
 
-    With care every image is decoded in a process of its own, which may die alone.
+    The second time each image is decoded in a process of its own, so that only that process dies.
     """
 
-    position: int | None = None  # the record that took too long; None: nobody knows
+    position: int | None = None  # of the record that took too long; None: unknown
     reason: str = ""
 
 
@@ -59,11 +60,11 @@ def build_shard(
     """Write the job's tar, then its sidecar.
 
     Args:
-        on_record: called with the position of each record before it is begun, and at the end with
+        on_record: called with the position of each record before it is packed, and at the end with
             the number of records.
-        suspicion: None unless a process died of this shard.
+        suspicion: set where a process died while it packed this shard.
     Raises:
-        OSError: the machine's own failures (full disk, read-only, I/O error), not a record's fault.
+        OSError: the machine failed (full disk, read-only file system, I/O error).
     """
     encode = _encoder(job.tokenizer)
     policy = ImagePolicy(**job.build["image_policy"])
@@ -116,37 +117,37 @@ def build_shard(
 
 @lru_cache(maxsize=1)
 def _encoder(path: Path) -> Encoder:
-    return fast_encoder(load_tokenizer(path))  # once a process, not once a shard
+    return fast_encoder(load_tokenizer(path))  # once for a process, not for each shard
 
 
 def tokenise(
     record: Record, encode: Encoder
 ) -> tuple[list[str], list[list[int]], list[dict[str, Any]]]:
-    """A record's captions, the token ids of each, and quarantine entries for those left out."""
-    bad = []
+    """A record's usable captions, their token ids, and quarantine entries for the rejected ones."""
+    rejected = []
     captions = []
     for position, caption in enumerate(record.captions):
         if is_utf8(caption):
             captions.append((position, caption))
         else:
-            bad.append(quarantine_entry(record, "caption not UTF-8", ascii(caption), position))
+            rejected.append(quarantine_entry(record, "caption not UTF-8", ascii(caption), position))
     ids = encode([caption for _, caption in captions])
     good = []
     for (position, caption), tokens in zip(captions, ids, strict=True):
         if tokens:
             good.append((caption, tokens))
         else:
-            bad.append(quarantine_entry(record, "empty caption", repr(caption), position))
-    return [caption for caption, _ in good], [tokens for _, tokens in good], bad
+            rejected.append(quarantine_entry(record, "empty caption", repr(caption), position))
+    return [caption for caption, _ in good], [tokens for _, tokens in good], rejected
 
 
 def check_record(record: Record, captions: list[str]) -> None:
-    """Refuse a record of which it is known, before its image is read, that it cannot be used.
+    """Refuse a record that is known to be unusable before its image is read.
 
     Args:
-        captions: those of its captions that `tokenise` left.
+        captions: the captions that `tokenise` returned.
     Raises:
-        RejectedImageError: says why.
+        RejectedImageError: the record cannot be used; says why.
     """
     if record.fault:
         raise RejectedImageError(*record.fault)
@@ -164,8 +165,8 @@ def _pack(
         if not is_remote(images_dir):
             raise
     except OSError as error:
-        raise OSError(f"{record.file_name}: {error}") from None
-    # What came from afar may have been cut off on the way: it is bad when it comes so again.
+        raise OSError(f"{record.file_name}: {system_error(error)}") from None
+    # The transfer may have cut it off: an image behind a URL is rejected at the second failure.
     again = read_image(images_dir, record)
     return bound(lambda: pack_image(again, policy))
 
@@ -203,10 +204,10 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> Extent:
 def quarantine_entry(
     record: Record, reason: str, detail: str, caption: int | None = None
 ) -> dict[str, Any]:
-    """One line of quarantine.jsonl. `caption` is None where the whole record is left out."""
+    """One line of quarantine.jsonl. `caption` is None where the whole record is rejected."""
     return {
         "image_id": record.image_id,
-        # A name that is not UTF-8 is written with its odd characters as \udXXX.
+        # Characters that UTF-8 cannot encode are written as \udXXX.
         "file_name": record.file_name.encode(errors="backslashreplace").decode(),
         "caption": caption,
         "reason": reason,

@@ -1,5 +1,7 @@
-"""The bytes of a record's image: from a file or a tar, here or behind a URL, never from outside
-the image folder."""
+"""Reading the image of a record: a file or a member of a tar, on this machine or behind a URL.
+
+Nothing outside the image folder is read, whatever the annotations name.
+"""
 
 import errno
 import os
@@ -13,22 +15,22 @@ from shards.images import RejectedImageError
 from shards.sources.record import Record, is_utf8
 from shards.storage import is_remote, persistently, read_bytes, read_range
 
-MAX_FILE_BYTES = 256 << 20  # of an image's file, which is read whole
-READ_AHEAD = 16  # images on their way from afar while one is packed
+MAX_FILE_BYTES = 256 << 20  # of an image, which is read into memory
+READ_AHEAD = 16  # images that are fetched from a URL while one is packed
 
-# Reasons for a quarantine that may be gone when the build is run again.
+# Reasons for a rejection that may have passed when the build is run again.
 PASSING_REASONS = ("missing file", "unreadable file")
 
-# An image's own trouble; any other error of the system is the machine's, and stops the build.
+# Errors that concern one image. Any other error is a failure of the machine, and stops the build.
 OWN_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENXIO)
 
 
 def read_images(
     images_dir: Path, records: Sequence[Record]
 ) -> Iterator[tuple[Record, Callable[[], bytes]]]:
-    """Each record with a call that gives its image's bytes, or raises as `read_image`.
+    """Each record with a function that returns its image's bytes, or raises like `read_image`.
 
-    From afar several are fetched ahead of need.
+    From a URL several images are fetched ahead.
     """
     if not is_remote(images_dir):
         for record in records:
@@ -49,8 +51,8 @@ def read_image(images_dir: Path, record: Record) -> bytes:
     """The stored bytes of one image.
 
     Raises:
-        RejectedImageError: it is not there, cannot be read, or its name leads out of the folder.
-        OSError: the machine's or the network's fault, or the whole folder is gone.
+        RejectedImageError: it is missing, cannot be read, or its name leads out of the folder.
+        OSError: the machine or the network failed, or the whole image folder is gone.
     """
     span = record.span
     name = _safe_name(record.file_name)
@@ -62,12 +64,12 @@ def read_image(images_dir: Path, record: Record) -> bytes:
             return read_range(images_dir / name, span.offset, span.size)
         if is_remote(images_dir):
             return read_bytes(images_dir / name)
-        return _read_regular(f"{images_dir}/{name}")  # pathlib would take as long as the reading
+        return _read_regular(f"{images_dir}/{name}")  # pathlib would take as long as reading does
     except (FileNotFoundError, NotADirectoryError) as error:
         if not persistently(images_dir, images_dir.is_dir):
             raise OSError(f"{images_dir}: the image folder is gone") from None
         raise RejectedImageError("missing file", error.strerror or "no such file") from None
-    except MemoryError:  # only an image from afar is not measured before
+    except MemoryError:  # the size of an image behind a URL is not known before
         raise RejectedImageError("image too large", "does not fit into memory") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -87,7 +89,7 @@ def is_readable(images_dir: Path, record: Record) -> bool:
 
 
 def _read_regular(path: str) -> bytes:
-    """Read a file, but no named pipe or device: those would be read for ever."""
+    """Read a regular file. Reading a named pipe or a device might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         facts = os.fstat(descriptor)
@@ -108,9 +110,11 @@ def _check_bytes(size: int) -> None:
 def _safe_name(name: str) -> str:
     if not name:
         raise RejectedImageError("unsafe file name", "is empty")
-    if name[0] == "/" or ".." in name.split("/") or "\\" in name or "://" in name:
+    if name[0] == "/":
+        raise RejectedImageError("unsafe file name", "is an absolute path outside the image folder")
+    if ".." in name.split("/") or "\\" in name or "://" in name:
         raise RejectedImageError("unsafe file name", "leaves the image folder")
-    if not is_utf8(name):  # nor could the sample's JSON hold it
+    if not is_utf8(name):  # the JSON of the sample could not hold it
         raise RejectedImageError("unsafe file name", "is not UTF-8")
     if "\0" in name:
         raise RejectedImageError("unsafe file name", "holds a NUL character")

@@ -222,9 +222,9 @@ def test_a_wrong_annotation_file_is_refused(
         (("--quality", 0), "--quality"),
         (("--resize_short", -1), "--resize_short"),
         (("--workers", 0), "--workers"),
-        (("--samples_per_shard", 0), "--samples_per_shard: must be 1 or more"),
+        (("--samples_per_shard", 0), "--samples_per_shard: must be a whole number of 1 or more"),
         (("--max_rejected", 5), "--max_rejected: must be a share"),
-        (("--job_index", 0), "belong together"),
+        (("--job_index", 0), "must be given together"),
         (("--job_index", 3, "--job_count", 3), "--job_index must be 0 to 2"),
         (("--name", "../x"), "--name"),
     ],
@@ -322,7 +322,7 @@ def test_verify_names_an_index_of_fewer_shards(scenes: Scenes, tmp_path: Path) -
     shutil.copy(scenes.val / "index.npz", out)
     done = run_shards("verify", out)
     assert done.returncode == 1
-    assert "index.npz: 7 samples in 1 shards" in done.stdout
+    assert "index.npz: 7 samples in 1 shard" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -393,7 +393,7 @@ def test_what_would_destroy_something_is_refused(scenes: Scenes, tmp_path: Path)
     shutil.copytree(scenes.train, out)
     annotations = scenes.data / "annotations" / "captions_val2017.json"
     for command, message in (
-        (("show", out, "--html", out / "manifest.json"), "name a .html file"),
+        (("show", out, "--html", out / "manifest.json"), "must end in .html"),
         (("tokenizer", "--annotations", annotations, "--out", out / "manifest.json"), "tokenizer"),
         (("build", "--webdataset", out, "--tokenizer", scenes.tokenizer, "--out", out), "--out"),
     ):
@@ -412,8 +412,8 @@ def test_verify_names_a_stray_tar_and_a_manifest_that_is_none(
     (out / "stray.tar").write_bytes(b"")
     done = run_shards("verify", out)
     assert done.returncode == 1
-    assert "stray.tar: not of this data set" in done.stdout
-    assert "remove it with its .json and run the same build again" in done.stdout
+    assert "stray.tar: does not belong to this data set" in done.stdout
+    assert "remove its .tar and .json and run the same build again" in done.stdout
     text = (out / "manifest.json").read_text()
     (out / "manifest.json").write_text(text.replace('"num_samples": 63', '"num_samples": "x"'))
     done = run_shards("verify", out)

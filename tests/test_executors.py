@@ -47,7 +47,7 @@ def test_finalize_names_the_shards_that_are_not_done(scenes: Scenes, tmp_path: P
     assert run_shards(*command, "--job_index", 0, "--job_count", 4).returncode == 0
     done = run_shards("finalize", tmp_path, "--tokenizer", scenes.tokenizer)
     assert done.returncode == 2
-    assert "5 of 7 shards are not done (train-000001.tar, " in done.stderr
+    assert "5 of 7 shards are not packed (train-000001.tar, " in done.stderr
 
 
 def test_ray_gives_the_same_bytes(scenes: Scenes, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_stopped_build_says_how_to_go_on(
     _, said = build.communicate(timeout=30)
     assert time.monotonic() - asked < 2
     assert build.returncode == code
-    assert "the same command goes on from there" in said
+    assert "run the same command again to continue" in said
     assert "Traceback" not in said
     assert psutil.wait_procs(children, timeout=2)[1] == []
     assert list(out.glob(".*")) == []

@@ -174,7 +174,7 @@ def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scen
     faults = run_shards("verify", tars).stdout.splitlines()
     assert not any("z.tar" in line.replace("zz.tar", "") for line in faults)
     assert any(line.startswith("zz.tar: not in") for line in faults)
-    assert f"{path.name}: is not there" in faults
+    assert f"{path.name}: is missing" in faults
 
 
 def test_a_tar_that_came_after_the_index_is_told(

@@ -75,7 +75,7 @@ def test_planning_grows_linearly(scenes: Scenes, many: Path, tmp_path: Path) -> 
         path.write_text("".join(lines[:count]))
         started = time.process_time()
         jobs = plan_jobs(
-            read_source(Source(path)), many / "images", tmp_path, scenes.tokenizer, "train",
+            read_source(Source((path,))), many / "images", tmp_path, scenes.tokenizer, "train",
             ImagePolicy(0, 90), 1000,
         )  # fmt: skip
         seconds[count] = time.process_time() - started

@@ -79,7 +79,7 @@ def test_rows_of_one_image_are_brought_together(scenes: Scenes, tmp_path: Path, 
     ("name", "content", "message"),
     [
         ("t.csv", b"image,caption\na.jpg\n", "line 2 has 1 columns, not 2"),
-        ("t.csv", b"file,caption\n", "line 1 has no single column 'image'"),
+        ("t.csv", b"file,caption\n", "line 1 has no column 'image'"),
         ("t.csv", b'image,caption\na.jpg,"open\n', "line 2"),
         ("t.csv", b"image,caption\na.jpg,x\n ,y\n", "line 3 names no image"),
         ("t.csv", b"image,caption\na.jpg,x\na.jpg,\xff\n", "line 3 is not UTF-8"),
@@ -241,7 +241,7 @@ def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path
     write_tar(path, [*members, ("d.jpg", picture)])
     done = run_shards(*command)
     assert done.returncode == 2
-    assert "d.jpg stands more than once" in done.stderr
+    assert "d.jpg occurs more than once" in done.stderr
     write_tar(path.parent / "more" / "1.tar", members)
     write_tar(path, members)
     done = run_shards(*command)
@@ -253,8 +253,8 @@ def test_a_damaged_foreign_tar_is_refused(scenes: Scenes, tmp_path: Path) -> Non
     path = tmp_path / "tars" / "shard 0.tar"
     whole = path.read_bytes()
     for spoilt, said in (
-        (whole + whole, "data that is no member"),  # concatenated: tarfile stops at the first end
-        (whole[: len(whole) // 2], "not a whole tar"),
+        (whole + whole, "that belongs to no member"),  # tarfile stops at the first end mark
+        (whole[: len(whole) // 2], "incomplete tar"),
         (whole[:9000] + b"\0" * 3000 + whole[12000:], "quarantine.jsonl names each"),
     ):
         path.write_bytes(spoilt)

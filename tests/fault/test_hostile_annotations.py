@@ -29,8 +29,8 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 # A file that is refused names the entry, the line, or what is missing at the top.
-PLACE = re.compile(r"\w+\[\d+\]|line \d+|no list `|no JSON object|lists no image|no column|--split"
-                   r"|more than once|image id|single column")  # fmt: skip
+PLACE = re.compile(r"\w+\[\d+\]|line \d+|no list `|not a JSON object|lists no image|no column"
+                   r"|--split|more than once|image id|more than one column")  # fmt: skip
 
 
 def coco() -> dict[str, Any]:
@@ -152,7 +152,7 @@ def build(path: Path, images: Path, out: Path, tokenizer: Path) -> str:
     splits = ("train",) if path.suffix == ".json" and b"imgid" in path.read_bytes() else ()
     policy = ImagePolicy(resize_short=48, quality=90)
     try:
-        records = read_source(Source(path, splits=splits))
+        records = read_source(Source((path,), splits=splits))
         jobs = plan_jobs(records, images, out, tokenizer, "train", policy, 10)
     except ValueError as error:
         return str(error)
