@@ -1,8 +1,8 @@
-"""Bounds on what one image may cost, for decoders are not to be trusted with others' files.
+"""Limits on the processor time and memory of decoding one image, because files may be hostile.
 
-An image is decoded under a limit of processor time and of memory. Beyond the first, or where a
-decoder crashes, the process dies; the one who started it does the shard again, each image in a
-process of its own, so that whatever dies is known and only it is left out.
+A process that exceeds the time limit, or whose decoder crashes, dies. Its parent packs the shard
+again with each image in a process of its own: then it is known which image is to blame, and only
+that one is rejected.
 """
 
 import json
@@ -16,18 +16,18 @@ from pathlib import Path
 
 from shards.images import RejectedImageError
 
-IMAGE_CPU_S = 2.0  # a 64-megapixel PNG takes about one
-IMAGE_MEMORY_BYTES = 3 << 30  # beyond what the process has when it begins
+IMAGE_CPU_S = 2.0  # a PNG of 64 megapixels takes about 1 s
+IMAGE_MEMORY_BYTES = 3 << 30  # above what the process uses when it starts
 
-PATIENCE_S = 60  # of waiting for a decoder that may use no processor time at all
+PATIENCE_S = 60  # limit of the wait for a decoder, which may hang without using the processor
 
 Packed = tuple[bytes, int, int]  # JPEG bytes, width, height
 
 
 def limit_memory() -> None:
-    """Let this process grow by IMAGE_MEMORY_BYTES: asking for more raises MemoryError."""
+    """Limit the growth of this process to IMAGE_MEMORY_BYTES; beyond it MemoryError is raised."""
     statm = Path("/proc/self/statm")
-    if not statm.exists():  # macOS does not keep such limits
+    if not statm.exists():  # macOS does not enforce such limits
         return
     present = int(statm.read_text().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -37,10 +37,12 @@ def limit_memory() -> None:
 
 
 def bounded(work: Callable[[], Packed]) -> Packed:
-    """Do it within IMAGE_CPU_S, or die of SIGPROF: no decoder in C can be interrupted otherwise.
+    """Call `work`; after IMAGE_CPU_S this process dies of SIGPROF.
+
+    Dying is the only way to interrupt a decoder written in C.
 
     Raises:
-        RejectedImageError: what `work` raises, or it needed too much memory.
+        RejectedImageError: raised by `work`, or it needed too much memory.
     """
     signal.setitimer(signal.ITIMER_PROF, IMAGE_CPU_S)
     try:
@@ -52,11 +54,11 @@ def bounded(work: Callable[[], Packed]) -> Packed:
 
 
 def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
-    """`bounded` in a forked process, which may die.
+    """Call `work` like `bounded`, but in a forked process: only that process dies.
 
     Raises:
-        RejectedImageError: what `work` raises, or the process died of it.
-        OSError: the process was killed from outside: nothing is known of the image.
+        RejectedImageError: raised by `work`, or the image killed the process.
+        OSError: the process was killed from outside, or gave no answer.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -71,15 +73,15 @@ def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
             os._exit(status)
     os.close(writing)
     data = _read_all(reading)
-    if data is None:  # forked while a thread held a lock, say: nothing to do with the image
+    if data is None:  # perhaps forked while a thread held a lock: the image is not to blame
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if data is None:
-        raise OSError(f"an image's decoder gave no answer in {PATIENCE_S} s")
+        raise OSError(f"the decoder of an image gave no answer in {PATIENCE_S} s")
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number == signal.SIGKILL:
-            raise OSError("an image's decoder was killed from outside; is memory short?")
+            raise OSError("the decoder of an image was killed from outside; is memory short?")
         raise RejectedImageError(
             "too costly" if number == signal.SIGPROF else "crash", died_of(number)
         )
@@ -93,7 +95,7 @@ def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
 
 
 def _read_all(descriptor: int) -> bytes | None:
-    """What comes through a pipe until its other end closes; None if that takes too long."""
+    """The bytes from a pipe until its other end closes, or None after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     parts: list[bytes] = []
     with open(descriptor, "rb", buffering=0) as pipe:
@@ -106,7 +108,7 @@ def _read_all(descriptor: int) -> bytes | None:
 
 
 def _answer(work: Callable[[], Packed]) -> bytes:
-    """A line of JSON, and after it the image."""
+    """The answer of the forked process: a line of JSON, then the JPEG."""
     try:
         jpeg, width, height = bounded(work)
     except RejectedImageError as error:
@@ -115,7 +117,7 @@ def _answer(work: Callable[[], Packed]) -> bytes:
 
 
 def died_of(number: int) -> str:
-    """What a signal that ended a decoder means, in words."""
+    """The meaning of the signal that ended a decoder."""
     if number == signal.SIGPROF:
         return f"takes more than {IMAGE_CPU_S:g} s to decode"
     return f"crashed the decoder ({signal.Signals(number).name})"
