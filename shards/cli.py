@@ -161,6 +161,7 @@ def _add_split(sub: CommandParser) -> None:
         "--annotations",
         type=_location,
         required=True,
+        metavar="FILE",
         help="table (.csv, .tsv, .jsonl), COCO JSON or Karpathy JSON",
     )
     sub.add_argument("--out", type=_location, required=True, help="folder to write")

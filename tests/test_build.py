@@ -82,7 +82,7 @@ def test_what_is_bad_is_named_counted_and_left_out(scenes: Scenes, tmp_path: Pat
     (folder / "train2017" / images[0]).unlink()
     truncated = folder / "train2017" / images[1]
     truncated.write_bytes(truncated.read_bytes()[:-200])
-    (folder / "train2017" / images[2]).write_bytes(b"not a picture")
+    (folder / "train2017" / images[2]).write_bytes(b"not an image")
     annotations["images"][3]["file_name"] = "../val2017/" + images[3]
     ids = [image["id"] for image in annotations["images"]]
     for entry in annotations["annotations"]:
@@ -370,7 +370,7 @@ def test_original_bytes_are_packed_untouched(scenes: Scenes, tmp_path: Path) -> 
         assert sample["jpg"] == (scenes.data / "val2017" / name).read_bytes()
 
 
-def test_odd_things_in_the_place_of_pictures_are_named(scenes: Scenes, tmp_path: Path) -> None:
+def test_odd_things_in_the_place_of_images_are_named(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     images = folder / "train2017"
     names = [image["file_name"] for image in annotations["images"][:3]]

@@ -1,4 +1,4 @@
-"""Where jobs run makes no difference to what comes out, and one bad picture harms no other."""
+"""Where jobs run makes no difference to what comes out, and one bad image harms no other."""
 
 import faulthandler
 import io
@@ -72,7 +72,7 @@ def test_two_builds_of_one_folder_do_no_harm(scenes: Scenes, tmp_path: Path) -> 
     assert digests(tmp_path) == digests(scenes.train)
 
 
-def test_pictures_that_have_come_back_are_packed(scenes: Scenes, tmp_path: Path) -> None:
+def test_images_that_have_come_back_are_packed(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     names = [image["file_name"] for image in annotations["images"][:2]]
     out = tmp_path / "out"
@@ -90,7 +90,7 @@ def test_pictures_that_have_come_back_are_packed(scenes: Scenes, tmp_path: Path)
     assert run_shards("verify", out).returncode == 0
 
 
-# ------------------------------------------------------------------------- what a picture may cost
+# ------------------------------------------------------------------------- what an image may cost
 
 
 def scan_bomb() -> bytes:
@@ -102,7 +102,7 @@ def scan_bomb() -> bytes:
     return data[:-2] + last_scan * 200 + data[-2:]
 
 
-def test_a_picture_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_path: Path) -> None:
+def test_an_image_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     bad = annotations["images"][7]
     (folder / "train2017" / bad["file_name"]).write_bytes(scan_bomb())
@@ -139,8 +139,8 @@ def test_a_decoder_may_die_alone(work: object, reason: str, detail: str) -> None
 # ----------------------------------------------------------------------------- a machine that fails
 
 
-def large_pictures(scenes: Scenes, folder: Path) -> Path:
-    """The drawn data set with pictures that take a while each."""
+def large_images(scenes: Scenes, folder: Path) -> Path:
+    """The drawn data set with images that take a while each."""
     data, annotations = coco_folder(scenes, folder)
     large = folder / "large.jpg"
     Image.effect_noise((2500, 2500), 50).convert("RGB").save(large)
@@ -155,7 +155,7 @@ def large_pictures(scenes: Scenes, folder: Path) -> Path:
 def test_a_stopped_build_says_how_to_go_on(
     scenes: Scenes, tmp_path: Path, number: int, code: int
 ) -> None:
-    data = large_pictures(scenes, tmp_path / "data")
+    data = large_images(scenes, tmp_path / "data")
     out = tmp_path / "out"
     command = build_command(data, scenes, out, "--workers", 2)
     build = psutil.Popen(
@@ -178,7 +178,7 @@ def test_a_stopped_build_says_how_to_go_on(
 
 
 def test_a_vanished_source_stops_the_build(scenes: Scenes, tmp_path: Path) -> None:
-    data = large_pictures(scenes, tmp_path / "data")
+    data = large_images(scenes, tmp_path / "data")
     command = build_command(data, scenes, tmp_path / "out", "--workers", 2)
     build = subprocess.Popen(
         [sys.executable, "-m", "shards", *map(str, command)],
@@ -241,7 +241,7 @@ def test_the_kubernetes_jobs_use_options_that_exist() -> None:
     assert re.search(rf"--job[-_]count={count}\b", str(jobs[0]))
 
 
-def test_show_writes_a_page_of_pictures(scenes: Scenes, tmp_path: Path) -> None:
+def test_show_writes_a_page_of_images(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     for entry in annotations["annotations"]:
         entry["caption"] = "<b>a circle & a zebra</b>"

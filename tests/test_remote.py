@@ -1,4 +1,4 @@
-"""Pictures from and shards to an object store, also on a bad day: moto's S3 on loopback."""
+"""Images from and shards to an object store, also on a bad day: moto's S3 on loopback."""
 
 import json
 import logging

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """captions.jsonl of a million pictures: a thousand names for each of a thousand files."""
+    """captions.jsonl of a million images: a thousand names for each of a thousand files."""
     folder = tmp_path_factory.mktemp("many")
     first = folder / "images" / "0000"
     first.mkdir(parents=True)

@@ -20,7 +20,7 @@ from shards.verify import verify
 
 
 def packed(folder: Path) -> dict[str, tuple[list[str], bytes]]:
-    """File name -> captions and picture of every sample, once `verify` found no fault."""
+    """File name -> captions and image of every sample, once `verify` found no fault."""
     assert [fault for _, faults in verify(folder) for fault in faults] == []
     tars = [str(folder / shard.file) for shard in read_manifest(folder).shards]
     found = {}
@@ -38,7 +38,7 @@ def build(scenes: Scenes, out: Path, *source: object) -> dict[str, tuple[list[st
 
 
 def rows_of(scenes: Scenes) -> list[tuple[str, str]]:
-    """(file name, caption) of each caption of the training pictures."""
+    """(file name, caption) of each caption of the training images."""
     path = scenes.data / "annotations" / "captions_train2017.json"
     annotations = json.loads(path.read_text())
     names = {image["id"]: image["file_name"] for image in annotations["images"]}
@@ -48,13 +48,13 @@ def rows_of(scenes: Scenes) -> list[tuple[str, str]]:
 def write_table(path: Path, rows: list[tuple[str, str]]) -> None:
     if path.suffix == ".jsonl":
         path.write_text(
-            "".join(json.dumps({"picture": n, "text": c}) + "\n" for n, c in rows), "utf-8"
+            "".join(json.dumps({"file": n, "text": c}) + "\n" for n, c in rows), "utf-8"
         )
         return
     with open(path, "w", newline="") as file:
         tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
         writer = csv.writer(file, **(tabs if path.suffix == ".tsv" else {}))
-        writer.writerows([("picture", "number", "text"), *((n, 0, c) for n, c in rows)])
+        writer.writerows([("file", "number", "text"), *((n, 0, c) for n, c in rows)])
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
@@ -67,7 +67,7 @@ def test_rows_of_one_image_are_brought_together(scenes: Scenes, tmp_path: Path, 
     table = tmp_path / f"captions.{kind}"
     write_table(table, rows)
     found = build(scenes, tmp_path / "out", "--images", scenes.data / "train2017",
-                  "--annotations", table, "--image_column", "picture",
+                  "--annotations", table, "--image_column", "file",
                   "--caption_column", "text", "--max_unk", 1)  # fmt: skip
     wanted: dict[str, list[str]] = {}
     for name, caption in rows:
@@ -155,7 +155,7 @@ def test_a_split_must_be_named(
 
 
 def foreign_tars(scenes: Scenes, folder: Path, captions_as: str) -> dict[str, str]:
-    """Tars as others write them, with keys of any form. Returns picture member -> caption."""
+    """Tars as others write them, with keys of any form. Returns image member -> caption."""
     folder.mkdir()
     rows = dict(rows_of(scenes))
     wanted = {}
@@ -166,8 +166,8 @@ def foreign_tars(scenes: Scenes, folder: Path, captions_as: str) -> dict[str, st
                 key = f"./Part/{position:04d}"  # the same in both tars
                 caption = rows[name]
                 text = caption if captions_as == "txt" else json.dumps({"caption": caption})
-                picture = (scenes.data / "train2017" / name).read_bytes()
-                for part, data in (("jpg", picture), (captions_as, text.encode())):
+                image = (scenes.data / "train2017" / name).read_bytes()
+                for part, data in (("jpg", image), (captions_as, text.encode())):
                     info = tarfile.TarInfo(f"{key}.{part}")
                     info.size = len(data)
                     info.pax_headers = {"comment": "a pax header before every member"}
@@ -210,12 +210,12 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 
 def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path) -> None:
-    picture = next((scenes.data / "train2017").iterdir()).read_bytes()
+    image = next((scenes.data / "train2017").iterdir()).read_bytes()
     text = b"a red circle"
     members = [
-        ("a.v2.jpg", picture), ("a.v2.txt", text), ("b.gif", picture), ("b.txt", text),
-        ("c.txt", text), ("d.jpg", picture), ("d.txt", text), ("e.cls", b"7"),
-        ("caf\u00e9.jpg", picture), ("caf\u00e9.txt", text),
+        ("a.v2.jpg", image), ("a.v2.txt", text), ("b.gif", image), ("b.txt", text),
+        ("c.txt", text), ("d.jpg", image), ("d.txt", text), ("e.cls", b"7"),
+        ("caf\u00e9.jpg", image), ("caf\u00e9.txt", text),
     ]  # fmt: skip
     path = tmp_path / "tars" / "0.tar"
     write_tar(path, members)
@@ -232,13 +232,13 @@ def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path
     done = run_shards(*command)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["rejected"] == {"no image": 1}  # c has no picture; what b is, its bytes say
+    assert report["rejected"] == {"no image": 1}  # c has no image; what b is, its bytes say
     tars = [str(out / shard.file) for shard in read_manifest(out).shards]
     samples = webdataset.WebDataset(tars, shardshuffle=False)
     sources = sorted(json.loads(sample["json"])["file_name"] for sample in samples)
     wanted = ("a.v2.jpg", "b.gif", "caf\u00e9.jpg", "d.jpg", "d.jpg")  # a link is its file
     assert sources == [f"0.tar/{name}" for name in wanted]
-    write_tar(path, [*members, ("d.jpg", picture)])
+    write_tar(path, [*members, ("d.jpg", image)])
     done = run_shards(*command)
     assert done.returncode == 2
     assert "d.jpg occurs more than once" in done.stderr
