@@ -15,7 +15,7 @@ from pipeline.generation.trained import Trained, generate, load_trained
 from pipeline.observability.contact_sheet import Captioned, draw_sheet
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import read_world
-from shards.images import BadImageError, decode_any
+from shards.images import RejectedImageError, decode_any
 
 BATCH_SIZE = 32
 
@@ -30,7 +30,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
         raise ValueError(f"{path}: no such file")
     try:
         pixels = decode_any(path.read_bytes())
-    except (OSError, BadImageError) as error:
+    except (OSError, RejectedImageError) as error:
         raise ValueError(f"{path}: {error}") from None
     square = np.empty((size, size, 3), dtype=np.uint8)
     resize_center(np.ascontiguousarray(pixels), square)

@@ -1,1 +1,1 @@
-"""Batch jobs that pack captioned images into WebDataset tar shards. Imports no torch."""
+"""Packing captioned images into WebDataset tar shards. Nothing in this package imports torch."""

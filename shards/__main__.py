@@ -1,10 +1,10 @@
-"""`python -m shards COMMAND --help`. Packing processes import this file too: it stays empty."""
+"""`python -m shards COMMAND`. Packing processes import this file too, so it imports nothing."""
 
 if __name__ == "__main__":
     import signal
     import sys
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is somebody to handle it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it
 
     from shards.cli import main
 

@@ -1,4 +1,4 @@
-"""Files that appear under their name whole, or not at all, whatever happens to the process."""
+"""Writing files atomically: a file appears under its name whole, or not at all."""
 
 import errno
 import fcntl
@@ -12,21 +12,21 @@ from typing import BinaryIO, cast
 
 from shards.storage import is_remote, upload
 
-# What file systems answer that have no locks, such as Lustre mounted without them.
+# The errors of file systems without locks, such as Lustre mounted without them.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the name `path` when the block ends without an error.
+    """Open a temporary file that is renamed to `path` when the block ends without an error.
 
-    The file and then its folder reach the disk before this returns. After an error nothing is left
-    under `path`; after a kill only a `.NAME.HOST-PID.tmp` remains. Two processes writing the same
-    path each write their own temporary file, and the later rename wins. A file behind a URL is
-    written on this machine, where it has no name that could remain, and uploaded whole.
+    The file and its folder are on the disk before this returns. After an error the temporary file
+    is removed and `path` is as before. After a kill the temporary file `.NAME.HOST-PID.tmp` is left
+    behind. If two processes write the same path, each writes its own temporary file, and the later
+    rename wins. A file behind a URL is written to an unnamed file on this machine and uploaded.
 
     Raises:
-        OSError: as the file system reports it, the temporary file removed.
+        OSError: the file system failed; the temporary file is removed.
     """
     if is_remote(path):
         with tempfile.TemporaryFile() as file:
@@ -45,16 +45,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            # A write that fails does not say of what, and nobody knows the temporary name.
+            # A failed write names no file, and a failed rename names the temporary one.
             raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
     fsync_folder(path.parent)
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """A new file with a lock that tells `remove_abandoned` of its process's life.
+    """Open a new file with a lock, from which `remove_abandoned` knows that its process is alive.
 
-    A kill ends the lock, on whichever machine and in whichever container.
+    The lock ends when the process is killed, on whichever machine and in whichever container.
     """
     while True:
         file = open(path, "w+b")  # noqa: SIM115  # the caller closes it
@@ -65,17 +65,17 @@ def _open_locked(path: Path) -> BinaryIO:
                 raise
         if path.exists():
             return file
-        file.close()  # removed before the lock was there
+        file.close()  # another process removed it before it was locked
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` as `atomic_file` does."""
+    """Write `data` to `path` atomically, see `atomic_file`."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut.
+    """Write the entries of `folder` to the disk, so that renames in it survive a power cut.
 
     Raises:
         OSError: names the folder.
@@ -83,23 +83,28 @@ def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # which does not say of what
+    except OSError as error:  # it names no path
         raise type(error)(error.errno, error.strerror, str(folder)) from None
     finally:
         os.close(descriptor)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of processes that are no more."""
-    if is_remote(folder):  # those were written elsewhere
+    """Recognise and remove the temporary files that killed processes left behind."""
+    if is_remote(folder):  # temporary files are never written there
         return
     for path in folder.glob(".*.tmp"):
         try:
             with open(path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS gives a reader no other
+                fcntl.flock(
+                    file, fcntl.LOCK_SH | fcntl.LOCK_NB
+                )  # NFS gives readers no exclusive lock
                 path.unlink()
-        except (FileNotFoundError, BlockingIOError):  # removed by another, or in use
+        except (
+            FileNotFoundError,
+            BlockingIOError,
+        ):  # another process removed it, or its writer is alive
             continue
         except OSError as error:
-            if error.errno not in NO_LOCKS:  # there nobody can tell whose it is
+            if error.errno not in NO_LOCKS:  # without locks it cannot be known to be abandoned
                 raise

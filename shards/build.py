@@ -1,4 +1,4 @@
-"""One shard job: records -> one tar and its sidecar, atomically, the same bytes every time."""
+"""Packing one shard: records in, one tar and its sidecar out, the same bytes every time."""
 
 import hashlib
 import tarfile
@@ -11,19 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from shards.atomic import atomic_file
-from shards.format import (
-    Extent,
-    Member,
-    Sidecar,
-    add_to_tar,
-    canonical_json,
-    open_tar_for_writing,
-    shard_file,
-    write_sidecar,
-)
+from shards.format.names import shard_file
+from shards.format.sidecar import Sidecar, write_sidecar
+from shards.format.stored_json import canonical_json
+from shards.format.tar import Extent, Member, add_to_tar, open_tar_for_writing
 from shards.guard import Packed, bounded, bounded_in_own_process
-from shards.images import BadImageError, ImagePolicy, pack_image
-from shards.pictures import read_picture, read_pictures
+from shards.image_bytes import read_image, read_images
+from shards.images import ImagePolicy, RejectedImageError, pack_image
+from shards.messages import system_error
 from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.record import Record, is_utf8
 from shards.storage import is_remote
@@ -32,30 +27,30 @@ from shards.tokenizer import UNK, load_tokenizer
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Everything one shard needs: jobs share nothing, so any process may do any of them."""
+    """Everything that is needed to pack one shard. Any process can do any job."""
 
     images_dir: Path
     out_dir: Path
     tokenizer: Path
     number: int
     num_shards: int
-    build: dict[str, Any]  # recorded in the sidecar; shards of one data set agree on it
+    build: dict[str, Any]  # stored in the sidecar; the same in all shards of a data set
     records: tuple[Record, ...]
 
     @property
     def tar_path(self) -> Path:
-        """Where the shard is to lie."""
+        """The path of the tar to write."""
         return self.out_dir / shard_file(self.build["name"], self.number)
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What is known when a shard's process died: the shard is done again with more care.
+    """Why a shard is packed again after the process that packed it died.
 
-    With care every picture is decoded in a process of its own, which may die alone.
+    The second time each image is decoded in a process of its own, so that only that process dies.
     """
 
-    position: int | None = None  # the record that took too long; None: nobody knows
+    position: int | None = None  # of the record that took too long; None: unknown
     reason: str = ""
 
 
@@ -65,11 +60,11 @@ def build_shard(
     """Write the job's tar, then its sidecar.
 
     Args:
-        on_record: called with the position of each record before it is begun, and at the end with
+        on_record: called with the position of each record before it is packed, and at the end with
             the number of records.
-        suspicion: None unless a process died of this shard.
+        suspicion: set where a process died while it packed this shard.
     Raises:
-        OSError: the machine's own failures (full disk, read-only, I/O error), not a record's fault.
+        OSError: the machine failed (full disk, read-only file system, I/O error).
     """
     encode = _encoder(job.tokenizer)
     policy = ImagePolicy(**job.build["image_policy"])
@@ -79,18 +74,18 @@ def build_shard(
     num_unk = 0
     with atomic_file(job.tar_path) as file:
         with open_tar_for_writing(file) as tar:
-            pictures = read_pictures(job.images_dir, job.records)
-            for position, (record, read) in enumerate(pictures):
+            images = read_images(job.images_dir, job.records)
+            for position, (record, read) in enumerate(images):
                 on_record(position)
-                captions, tokens, bad_captions = tokenise(record, encode)
-                quarantine += bad_captions
+                captions, tokens, rejected_captions = tokenise(record, encode)
+                quarantine += rejected_captions
                 try:
                     check_record(record, captions)
                     if suspicion and suspicion.position == position:
-                        raise BadImageError("too costly", suspicion.reason)
+                        raise RejectedImageError("too costly", suspicion.reason)
                     packed = _pack(job.images_dir, record, read(), policy, suspicion is not None)
-                except BadImageError as error:
-                    quarantine.append(quarantined(record, error.reason, error.detail))
+                except RejectedImageError as error:
+                    quarantine.append(quarantine_entry(record, error.reason, error.detail))
                     continue
                 members.append(_add_sample(tar, record, packed, captions, tokens))
                 lengths.update(map(len, tokens))
@@ -122,42 +117,42 @@ def build_shard(
 
 @lru_cache(maxsize=1)
 def _encoder(path: Path) -> Encoder:
-    return fast_encoder(load_tokenizer(path))  # once a process, not once a shard
+    return fast_encoder(load_tokenizer(path))  # once for a process, not for each shard
 
 
 def tokenise(
     record: Record, encode: Encoder
 ) -> tuple[list[str], list[list[int]], list[dict[str, Any]]]:
-    """A record's captions, the token ids of each, and quarantine entries for those left out."""
-    bad = []
+    """A record's usable captions, their token ids, and quarantine entries for the rejected ones."""
+    rejected = []
     captions = []
     for position, caption in enumerate(record.captions):
         if is_utf8(caption):
             captions.append((position, caption))
         else:
-            bad.append(quarantined(record, "caption not UTF-8", ascii(caption), position))
+            rejected.append(quarantine_entry(record, "caption not UTF-8", ascii(caption), position))
     ids = encode([caption for _, caption in captions])
     good = []
     for (position, caption), tokens in zip(captions, ids, strict=True):
         if tokens:
             good.append((caption, tokens))
         else:
-            bad.append(quarantined(record, "empty caption", repr(caption), position))
-    return [caption for caption, _ in good], [tokens for _, tokens in good], bad
+            rejected.append(quarantine_entry(record, "empty caption", repr(caption), position))
+    return [caption for caption, _ in good], [tokens for _, tokens in good], rejected
 
 
 def check_record(record: Record, captions: list[str]) -> None:
-    """Refuse a record of which it is known, before its picture is read, that it cannot be used.
+    """Refuse a record that is known to be unusable before its image is read.
 
     Args:
-        captions: those of its captions that `tokenise` left.
+        captions: the captions that `tokenise` returned.
     Raises:
-        BadImageError: says why.
+        RejectedImageError: the record cannot be used; says why.
     """
     if record.fault:
-        raise BadImageError(*record.fault)
+        raise RejectedImageError(*record.fault)
     if not captions:
-        raise BadImageError("no caption", "nothing to train on")
+        raise RejectedImageError("no caption", "nothing to train on")
 
 
 def _pack(
@@ -166,13 +161,13 @@ def _pack(
     bound = bounded_in_own_process if careful else bounded
     try:
         return bound(lambda: pack_image(data, policy))
-    except BadImageError:
+    except RejectedImageError:
         if not is_remote(images_dir):
             raise
     except OSError as error:
-        raise OSError(f"{record.file_name}: {error}") from None
-    # What came from afar may have been cut off on the way: it is bad when it comes so again.
-    again = read_picture(images_dir, record)
+        raise OSError(f"{record.file_name}: {system_error(error)}") from None
+    # The transfer may have cut it off: an image behind a URL is rejected at the second failure.
+    again = read_image(images_dir, record)
     return bound(lambda: pack_image(again, policy))
 
 
@@ -206,13 +201,13 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> Extent:
     return Extent(add_to_tar(tar, name, data), len(data), zlib.crc32(data))
 
 
-def quarantined(
+def quarantine_entry(
     record: Record, reason: str, detail: str, caption: int | None = None
 ) -> dict[str, Any]:
-    """One line of quarantine.jsonl. `caption` is None where the whole record is left out."""
+    """One line of quarantine.jsonl. `caption` is None where the whole record is rejected."""
     return {
         "image_id": record.image_id,
-        # A name that is not UTF-8 is written with its odd characters as \udXXX.
+        # Characters that UTF-8 cannot encode are written as \udXXX.
         "file_name": record.file_name.encode(errors="backslashreplace").decode(),
         "caption": caption,
         "reason": reason,

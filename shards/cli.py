@@ -1,40 +1,44 @@
-"""Command line of the shard builder: `python -m shards COMMAND --help`."""
+"""Pack captioned images into tar shards, and check, show and index shard folders."""
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shards import commands
+from shards.arguments import CommandParser
+from shards.messages import system_error
 from shards.storage import location
 
-Arguments = argparse.Namespace
-
-GO_ON = "finished shards are kept, the same command goes on from there"
+GO_ON = "finished shards are kept; run the same command again to continue"
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived: what a scheduler sends before it kills."""
+    """SIGTERM arrived, which a scheduler sends before it kills."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> int:
     """Run one command.
 
+    Args:
+        argv: the arguments; None takes those of the process.
+        prog: the name of the program in help and errors.
     Returns:
-        The exit code: 0 done, 1 faults found, 2 unusable input or a machine that fails, 130 and
-        143 stopped by SIGINT and SIGTERM.
+        The exit code: 0 done, 1 faults found, 2 unusable input or a failing machine, 130 and 143
+        stopped by SIGINT and SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
-    arguments = _parser().parse_args()
+    arguments = _parser(prog).parse_args(argv)
     say = f"shards {arguments.command}:"
     try:
-        return int(arguments.run(arguments))
+        from shards.commands import run  # takes a second: after --help and wrong options
+
+        return run(arguments)
     except (ValueError, OSError) as error:
-        print(say, error, file=sys.stderr)
+        print(say, system_error(error, arguments), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{say} interrupted; {GO_ON}", file=sys.stderr)
@@ -51,139 +55,272 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 def _location(text: str) -> Path:
     try:
         return location(text)
-    except ValueError as error:  # argparse would keep the reason to itself
+    except ValueError as error:  # argparse would hide the reason
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _num_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):  # a scheduler may have given some of them only
+    if hasattr(os, "sched_getaffinity"):  # a scheduler may have given this process some CPUs only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, not {text}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text}")
     return value
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error here does."""
+def _parser(prog: str) -> CommandParser:
+    parser = CommandParser(prog=prog, description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def error(self, message: str) -> NoReturn:
-        """Print the message and leave with code 2."""
-        self.exit(2, f"{self.prog}: {message}; --help says more\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="python -m shards", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[Arguments], int], text: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(
-            name,
-            help=text,
-            description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    def command(name: str, text: str, more: str = "") -> CommandParser:
+        sub: CommandParser = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip()
         )
-        sub.set_defaults(run=run)
         return sub
 
-    sub = command("sample", commands.sample, "draw a captioned sample data set in COCO's layout")
-    sub.add_argument("--out", type=Path, required=True, help="folder to write")
-    sub.add_argument("--images", type=int, default=2000, help="how many; a tenth is held out")
-    sub.add_argument("--seed", type=int, default=0)
-
-    sub = command("tokenizer", commands.tokenizer, "make a vocabulary from captions")
-    _add_source(sub)
-    sub.add_argument("--out", type=_location, required=True, help="tokenizer.json to write")
-    sub.add_argument("--kind", choices=("word", "bpe"), default="word")
-    sub.add_argument(
-        "--min-count", type=_count, default=5, help="rarer words become UNK, rarer pairs stay apart"
+    _add_sample(command("sample", "draw a captioned sample data set in COCO's layout"))
+    _add_split(
+        command(
+            "split",
+            "deal an annotation file into train, val and test files of the same format",
+            "All rows of an image go to the same file, and an image stays where it is when others "
+            "are added. OUT/train.csv, OUT/val.csv and OUT/test.csv are written, or .tsv, .jsonl "
+            "or .json.",
+        )
     )
-    sub.add_argument("--vocab-size", type=_count, default=8000, help="of BPE: entries at the most")
-    sub.add_argument("--keep_case", action="store_true", help='keep "Dog" and "dog" apart')
-
-    sub = command("build", commands.build, "pack images and tokenised captions into shards")
-    sub.add_argument("--images", type=_location, help="folder or URL of the image files")
-    _add_source(sub)
-    sub.add_argument("--tokenizer", type=_location, required=True, help="tokenizer.json")
-    sub.add_argument("--out", type=_location, required=True, help="folder or URL of the shards")
-    sub.add_argument("--name", default="train", help="file name of the tars: NAME-000000.tar")
-    sub.add_argument("--samples-per-shard", type=_count, default=1000)
-    sub.add_argument(
-        "--resize-short",
-        type=int,
-        default=256,
-        help="shrink larger pictures to this short side, in pixels; 0 keeps the original size. "
-        "A JPEG that is not shrunk keeps its bytes; PNG, WEBP, CMYK and pictures that EXIF turns "
-        "are encoded as upright RGB JPEG whatever their size",
+    _add_tokenizer(
+        command(
+            "tokenizer",
+            "make a tokenizer from captions",
+            "Use the captions of the training set only.",
+        )
     )
-    sub.add_argument("--quality", type=int, default=90, help="JPEG quality of encoded pictures")
-    _add_limits(sub)
-    sub.add_argument("--executor", choices=("local", "ray"), default="local")
-    sub.add_argument("--workers", type=_count, default=_num_cpus(), help="processes (local)")
-    sub.add_argument("--ray-address", help="of a Ray cluster; else RAY_ADDRESS, or one here")
-    sub.add_argument(
-        "--job-index",
-        type=int,
-        help="do only this share of the shards, from 0, of a scheduler's array of --job-count; "
-        "`finalize` closes the data set when all are done",
+    _add_build(
+        command(
+            "build",
+            "pack images and tokenised captions into shards",
+            "A build that was stopped continues when the same command is run again.",
+        )
     )
-    sub.add_argument("--job-count", type=_count, help="members of the array")
-    sub.add_argument("--json", action="store_true", help="print the report as JSON")
-
-    sub = command("finalize", commands.finish, "close a build whose every shard is done")
-    sub.add_argument("dir", type=_location)
-    sub.add_argument(
-        "--tokenizer", type=_location, required=True, help="the build's tokenizer.json"
+    _add_finalize(
+        command(
+            "finalize",
+            "write the manifest and index once all shards are packed",
+            "Only builds with --job_index need it; other builds do it themselves.",
+        )
     )
-    _add_limits(sub)
-    sub.add_argument("--json", action="store_true", help="print the report as JSON")
-
-    sub = command("index", commands.index, "make tars made by others a data set, as they are")
-    sub.add_argument("dir", type=_location, help="folder of tars of .jpg with .txt or .json")
-    sub.add_argument("--tokenizer", type=_location, required=True, help="tokenizer.json")
-    _add_limits(sub)
-    sub.add_argument("--json", action="store_true", help="print the report as JSON")
-
-    sub = command("verify", commands.check, "read a data set again, every byte; name each fault")
-    sub.add_argument("dir", type=_location)
-    sub.add_argument("--fast", action="store_true", help="check sizes and sidecars, read no tar")
-    sub.add_argument("--json", action="store_true", help="print the faults as JSON")
-
-    sub = command("show", commands.display, "print samples of a data set")
-    sub.add_argument("dir", type=_location)
-    sub.add_argument("--limit", type=_count, default=3, help="how many samples")
-    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures")
+    _add_index(
+        command(
+            "index",
+            "index existing WebDataset tars in place",
+            "The tars are not changed. Each sample needs a .jpg and a .txt or .json; samples that "
+            "the trainer cannot read are rejected, and `build --webdataset` packs most of them.",
+        )
+    )
+    _add_verify(
+        command(
+            "verify",
+            "read every byte of a data set again and report each fault",
+            "The exit code is 1 if there are faults.",
+        )
+    )
+    _add_show(command("show", "print samples of a data set, or write them to a page with images"))
     return parser
 
 
-def _add_source(sub: argparse.ArgumentParser) -> None:
+def _add_sample(sub: CommandParser) -> None:
+    sub.add_argument("--out", type=Path, required=True, help="folder to write")
+    sub.add_argument(
+        "--images",
+        type=_count,
+        default=2000,
+        help="number of images; one in ten is a validation image",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="another seed draws other images")
+
+
+def _add_split(sub: CommandParser) -> None:
+    sub.add_argument(
+        "--annotations",
+        type=_location,
+        required=True,
+        metavar="FILE",
+        help="table (.csv, .tsv, .jsonl), COCO JSON or Karpathy JSON",
+    )
+    sub.add_argument("--out", type=_location, required=True, help="folder to write")
+    sub.add_argument("--val", type=_share, default=0.1, help="share of the images in val")
+    sub.add_argument("--test", type=_share, default=0.1, help="share of the images in test")
+    sub.add_argument("--seed", type=int, default=0, help="another seed deals otherwise")
+    _add_image_column(sub)
+    sub.add_argument(
+        "--overwrite", action="store_true", help="replace files in OUT that have other contents"
+    )
+    sub.add_argument("--json", action="store_true", help="print the counts as JSON")
+
+
+def _add_tokenizer(sub: CommandParser) -> None:
+    _add_source(sub)
+    sub.add_argument("--out", type=_location, required=True, help="tokenizer.json to write")
+    sub.add_argument(
+        "--kind", choices=("word", "bpe"), default="word", help="whole words, or byte-level BPE"
+    )
+    sub.add_argument(
+        "--min_count",
+        type=_count,
+        default=5,
+        help="words that occur less often become UNK; BPE does not merge pairs that do",
+    )
+    sub.add_argument(
+        "--vocab_size", type=_count, default=8000, help="largest number of entries (bpe)"
+    )
+    sub.add_argument("--keep_case", action="store_true", help='keep "Dog" and "dog" apart')
+    _add_max_unk(sub, "warn if more than this share of the tokens is UNK")
+
+
+def _add_build(sub: CommandParser) -> None:
+    sub.add_argument("--images", type=_location, help="folder or URL that holds the image files")
+    _add_source(sub)
+    sub.add_argument("--tokenizer", type=_location, required=True, help="tokenizer.json")
+    sub.add_argument("--out", type=_location, required=True, help="folder or URL of the shards")
+    sub.add_argument(
+        "--name", default="train", help="name of the set, used in its file names: NAME-000000.tar"
+    )
+    sub.add_argument(
+        "--samples_per_shard", type=_count, default=1000, help="largest number of images in a tar"
+    )
+    sub.add_argument(
+        "--resize_short",
+        type=int,
+        default=256,
+        help="shrink larger images to this short side, in pixels; 0 keeps the original size. "
+        "A JPEG that is not shrunk keeps its bytes. PNG, WEBP, CMYK images and images that EXIF "
+        "rotates are always encoded as upright RGB JPEG",
+    )
+    sub.add_argument("--quality", type=int, default=90, help="JPEG quality of encoded images")
+    _add_limits(sub)
+    sub.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="pack in processes of this machine, or on a Ray cluster",
+    )
+    sub.add_argument(
+        "--workers", type=_count, default=_num_cpus(), help="number of packing processes (local)"
+    )
+    sub.add_argument(
+        "--ray_address",
+        help="address of the Ray cluster; without it RAY_ADDRESS, or a new one on this machine",
+    )
+    sub.add_argument(
+        "--job_index",
+        type=int,
+        help="pack only the share of this member, from 0, of an array of --job_count jobs; run "
+        "`finalize` when all members are done",
+    )
+    sub.add_argument("--job_count", type=_count, help="number of jobs in the array")
+    _add_json(sub)
+
+
+def _add_finalize(sub: CommandParser) -> None:
+    sub.add_argument("dir", type=_location, help="shard folder")
+    sub.add_argument(
+        "--tokenizer",
+        type=_location,
+        help="the build's tokenizer.json; without it the one that the jobs left in the folder",
+    )
+    _add_limits(sub)
+    _add_json(sub)
+
+
+def _add_index(sub: CommandParser) -> None:
+    sub.add_argument("dir", type=_location, help="folder of tars")
+    sub.add_argument("--tokenizer", type=_location, required=True, help="tokenizer.json")
+    _add_limits(sub)
+    _add_json(sub)
+
+
+def _add_verify(sub: CommandParser) -> None:
+    sub.add_argument("dir", type=_location, help="shard folder")
+    sub.add_argument("--fast", action="store_true", help="check sizes and sidecars, read no tar")
+    sub.add_argument("--json", action="store_true", help="print the faults as JSON")
+
+
+def _add_show(sub: CommandParser) -> None:
+    sub.add_argument("dir", type=_location, help="shard folder")
+    sub.add_argument("--limit", type=_count, default=3, help="number of samples")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the images")
+
+
+def _add_source(sub: CommandParser) -> None:
     which = sub.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--annotations",
         type=_location,
-        help="captions: COCO or Karpathy JSON, or a table of .csv, .tsv, .jsonl",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="captions: COCO or Karpathy JSON, or a table (.csv, .tsv, .jsonl); may be repeated",
     )
     which.add_argument(
         "--webdataset",
         type=_location,
-        help="folder of tars of pictures and .txt or .json captions",
+        metavar="FOLDER",
+        help="folder of tars with images and .txt or .json captions",
     )
-    sub.add_argument("--split", action="append", default=[], help="of Karpathy's files; repeatable")
-    sub.add_argument("--image-column", default="image", help="of tables: the pictures' file names")
-    sub.add_argument("--caption-column", default="caption", help="of tables: the captions")
+    sub.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        help="split to take from Karpathy's files; may be repeated",
+    )
+    _add_image_column(sub)
+    sub.add_argument(
+        "--caption_column",
+        action="append",
+        default=[],
+        help="column or key of a table that holds captions (default: caption); may be repeated: "
+        "the captions of all these columns are used",
+    )
 
 
-def _add_limits(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--max-bad", type=_share, default=0.01, help="share that may be quarantined")
-    sub.add_argument("--max-unk", type=_share, default=0.05, help="share of tokens that may be UNK")
+def _add_image_column(sub: CommandParser) -> None:
+    sub.add_argument(
+        "--image_column",
+        default="image",
+        help="column or key of a table that holds the file names of the images",
+    )
+
+
+def _add_limits(sub: CommandParser) -> None:
+    sub.add_argument(
+        "--max_rejected",
+        type=_share,
+        default=0.01,
+        help="fail if more than this share of the images or captions is rejected",
+    )
+    _add_max_unk(sub, "fail if more than this share of the tokens is UNK")
+
+
+def _add_max_unk(sub: CommandParser, text: str) -> None:
+    sub.add_argument("--max_unk", type=_share, default=0.05, help=text)
+
+
+def _add_json(sub: CommandParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -1,4 +1,4 @@
-"""Where shard jobs run. Jobs are independent, so an executor only has to run each of them."""
+"""Running shard jobs: in processes of this machine or on a Ray cluster."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,26 +13,26 @@ from shards.build import ShardJob
 from shards.packer import Packer
 from shards.storage import is_remote
 
-POLL_S = 0.2  # how often the progress bar moves
-RAY_RETRIES = 3  # of a job whose node or process was lost
+POLL_S = 0.2  # between two updates of the progress bar
+RAY_RETRIES = 3  # of a job whose machine or process was lost
 
-OnProgress = Callable[[int], None]  # told now and then how many records are done
+OnProgress = Callable[[int], None]  # called with the number of records done so far
 
 
 def share_of(jobs: list[ShardJob], index: int, count: int) -> list[ShardJob]:
-    """The jobs of member `index` of an array of `count`.
+    """The jobs of member `index` of an array of `count` members.
 
     Raises:
-        ValueError: there is no such member.
+        ValueError: the array has no such member.
     """
     if not 0 <= index < count:
-        raise ValueError(f"--job-index must be 0 to {count - 1} (--job-count {count}), not {index}")
+        raise ValueError(f"--job_index must be 0 to {count - 1} (--job_count {count}), not {index}")
     return [job for job in jobs if job.number % count == index]
 
 
 @contextmanager
 def local_packers(count: int) -> Iterator[list[Packer]]:
-    """So many packing processes of this machine, ended at the end whatever they are doing."""
+    """Start `count` packing processes on this machine; they are killed when the block ends."""
     packers: list[Packer] = []
     try:
         packers += [Packer() for _ in range(count)]
@@ -43,12 +43,12 @@ def local_packers(count: int) -> Iterator[list[Packer]]:
 
 
 def run_local(jobs: list[ShardJob], packers: list[Packer], on_progress: OnProgress) -> None:
-    """Run the jobs in processes of this machine.
+    """Run the jobs in packing processes of this machine.
 
     Raises:
-        OSError, ValueError: what the first failing job raised; the others are dropped.
+        OSError, ValueError: from the first job that failed; the other jobs are dropped.
     """
-    waiting = iter(jobs)  # each thread takes the next: an iterator's step is atomic
+    waiting = iter(jobs)  # shared by the threads: taking the next item is atomic
     with ThreadPoolExecutor(len(packers)) as threads:
         pending = {threads.submit(_pack_all, packer, waiting) for packer in packers}
         try:
@@ -58,7 +58,7 @@ def run_local(jobs: list[ShardJob], packers: list[Packer], on_progress: OnProgre
                 for future in finished:
                     future.result()
         except BaseException:
-            for packer in packers:  # a closed packer's thread ends
+            for packer in packers:  # its thread ends when a packer is closed
                 packer.close()
             raise
 
@@ -69,25 +69,27 @@ def _pack_all(packer: Packer, jobs: Iterator[ShardJob]) -> None:
 
 
 def run_ray(jobs: list[ShardJob], address: str | None, on_progress: OnProgress) -> None:
-    """Run the jobs on a Ray cluster, one CPU each; a job whose node is lost runs elsewhere.
+    """Run the jobs on a Ray cluster, on one CPU each. A job whose machine is lost runs elsewhere.
 
-    Every node must reach the folders by the same paths or URLs.
+    All machines must reach the folders by the same paths or URLs.
 
     Args:
-        address: of the cluster; None takes that of RAY_ADDRESS, or starts one on this machine.
+        address: address of the cluster. None takes RAY_ADDRESS, or starts Ray on this machine.
     Raises:
         ValueError: Ray is not installed.
-        OSError: a job failed; what it said.
+        OSError: a job failed; the message is the job's.
     """
     try:
         import ray
     except ImportError as error:
         raise ValueError(
-            f"--executor ray needs Ray, pip install 'capstream[ray]' ({error})"
+            f"--executor ray needs Ray: pip install 'capstream[ray]' ({error})"
         ) from None
     ray.init(
         address=address,
-        runtime_env={"py_modules": [str(Path(__file__).parent)]},  # this package, to every node
+        runtime_env={
+            "py_modules": [str(Path(__file__).parent)]
+        },  # sends this package to every machine
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
@@ -106,7 +108,7 @@ def run_ray(jobs: list[ShardJob], address: str | None, on_progress: OnProgress) 
 
 
 def _with_whole_paths(job: ShardJob) -> ShardJob:
-    """Ray's processes work in folders of their own."""
+    """Make paths absolute: the processes of Ray have other working folders."""
 
     def whole(path: Path) -> Path:
         return path if is_remote(path) else path.absolute()
@@ -134,4 +136,4 @@ def _run_on_ray(job: ShardJob) -> None:
 
 @lru_cache(maxsize=1)
 def _packer_of_this_process() -> Packer:
-    return Packer()  # once a Ray process, not once a shard
+    return Packer()  # once for a Ray process, not for each shard

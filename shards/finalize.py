@@ -1,8 +1,7 @@
-"""Sidecars -> index, quarantine, tokenizer and manifest: what makes a folder a data set."""
+"""Finishing a data set: index, quarantine list, tokenizer and manifest, made from the sidecars."""
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,63 +10,63 @@ from typing import Any
 import numpy as np
 
 from shards.atomic import remove_abandoned, write_atomic
-from shards.format import (
-    INDEX,
-    QUARANTINE,
-    TOKENIZER,
-    Manifest,
-    ShardEntry,
-    Sidecar,
-    index_columns,
-    read_sidecar,
-    shard_file,
-    shard_tars,
-    sidecar_path,
-    write_index,
-    write_manifest,
-)
+from shards.format.index import index_columns, write_index
+from shards.format.manifest import Manifest, ShardEntry, write_manifest
+from shards.format.names import INDEX, QUARANTINE, TOKENIZER, shard_file, shard_tars
+from shards.format.sidecar import Sidecar, read_sidecar, sidecar_path
+from shards.limits import check_rejected, check_unk
+from shards.messages import counted
 from shards.storage import persistently, read_bytes, size_of
 from shards.tokenizer import tokenizer_sha256
 
 
 def finalize(
-    folder: Path, tokenizer: Path, max_bad: float, max_unk: float
+    folder: Path, tokenizer: Path | None, max_rejected: float, max_unk: float
 ) -> tuple[Manifest, list[Sidecar]]:
-    """Close a build whose every shard is done.
+    """Write the manifest and index of a build once all its shards are packed.
 
     Args:
-        folder: holds the tars and sidecars of one build, and nothing of another.
-        tokenizer: the tokenizer.json that the shards were built with.
-        max_bad: the largest share, 0 to 1, of records or of captions that may be quarantined.
+        folder: holds the tars and sidecars of one build, and none of another.
+        tokenizer: the tokenizer.json of the build; None takes the one that its jobs left in
+            `folder`.
+        max_rejected: the largest share, 0 to 1, of records or of captions that may be rejected.
         max_unk: the largest share, 0 to 1, of tokens that may be UNK.
     Returns:
         The manifest, and the sidecars without their members.
     Raises:
-        ValueError: shards are missing, or of different builds; a tar is not its sidecar's; the
-            tokenizer is another one; too much was quarantined (quarantine.jsonl is written all
-            the same, to look at) or is UNK.
+        ValueError: shards are missing, or belong to different builds; a tar does not fit its
+            sidecar; the tokenizer is missing or another one; too many records or captions were
+            rejected (quarantine.jsonl is written even then), or too many tokens are UNK.
     """
-    return close_data_set(folder, read_sidecars(folder), tokenizer, max_bad, max_unk)
+    left = folder / TOKENIZER
+    if tokenizer is None and not persistently(left, left.is_file):
+        next(read_sidecars(folder))  # says so where there is no build at all
+        raise ValueError(f"{folder}: has no {TOKENIZER}; give the tokenizer with --tokenizer")
+    return close_data_set(folder, read_sidecars(folder), tokenizer or left, max_rejected, max_unk)
 
 
 def close_data_set(
-    folder: Path, done: Iterable[Sidecar], tokenizer: Path, max_bad: float, max_unk: float
+    folder: Path, done: Iterable[Sidecar], tokenizer: Path, max_rejected: float, max_unk: float
 ) -> tuple[Manifest, list[Sidecar]]:
-    """`finalize` with the shards' sidecars given."""
+    """Do the work of `finalize` with the sidecars given."""
     sidecars: list[Sidecar] = []
     columns: list[dict[str, np.ndarray]] = []
     for sidecar in done:
         if size_of(folder / sidecar.shard) != sidecar.num_bytes:
             raise ValueError(
-                f"{folder / sidecar.shard}: not of the size in its sidecar; run the build again"
+                f"{folder / sidecar.shard}: its size is not the one in its sidecar; run the build "
+                "again"
             )
         columns.append(index_columns(sidecar.members))
-        sidecars.append(replace(sidecar, members=()))  # a million of them take a gigabyte
+        sidecars.append(replace(sidecar, members=()))  # a million members take a gigabyte
     if tokenizer_sha256(tokenizer) != sidecars[0].build["tokenizer_sha256"]:
-        raise ValueError(f"{tokenizer}: not the tokenizer that {folder} was built with")
+        raise ValueError(
+            f"{tokenizer}: not the tokenizer that {folder} was built with; give that one with "
+            "--tokenizer"
+        )
     write_atomic(folder / QUARANTINE, quarantine_lines(sidecars))
-    _check_quarantine(folder, sidecars, max_bad)
-    _check_unk(folder, sidecars, max_unk)
+    check_rejected(folder, sidecars, max_rejected)
+    check_unk(folder, sidecars, max_unk)
     write_atomic(folder / TOKENIZER, read_bytes(tokenizer))
     write_index(folder, columns)
     remove_abandoned(folder)
@@ -77,7 +76,7 @@ def close_data_set(
 
 
 def describe(folder: Path, sidecars: Sequence[Sidecar]) -> Manifest:
-    """The manifest of the data set that these sidecars and the index in `folder` make up."""
+    """The manifest of the data set made of these sidecars and the index in `folder`."""
     build = sidecars[0].build
     return Manifest(
         name=build["name"],
@@ -98,7 +97,8 @@ def read_sidecars(folder: Path) -> Iterator[Sidecar]:
     """All sidecars of a build, in shard order, one at a time.
 
     Raises:
-        ValueError: none, some are missing, or they are not of one build or not of their tars.
+        ValueError: there is none, some are missing, they belong to several builds, or one does not
+            belong to its tar.
     """
     paths = [sidecar_path(tar) for tar in shard_tars(folder)]
     first: Sidecar | None = None
@@ -108,7 +108,7 @@ def read_sidecars(folder: Path) -> Iterator[Sidecar]:
             continue
         try:
             sidecar = read_sidecar(path)
-        except FileNotFoundError:  # just now taken back, to be done again
+        except FileNotFoundError:  # a build has just removed it, to pack the shard again
             continue
         if first is None:
             first = sidecar
@@ -117,21 +117,26 @@ def read_sidecars(folder: Path) -> Iterator[Sidecar]:
         named = shard_file(sidecar.build["name"], sidecar.number)
         if not beside == named == sidecar.shard or sidecar.number >= sidecar.num_shards:
             raise ValueError(
-                f"{path}: says it is of {sidecar.shard}, shard {sidecar.number} of "
+                f"{path}: says that it belongs to {sidecar.shard}, shard {sidecar.number} of "
                 f"{sidecar.num_shards} of {sidecar.build['name']!r}; remove it and its tar and "
                 "run the build again"
             )
         if sidecar.build != first.build or sidecar.num_shards != first.num_shards:
-            raise ValueError(f"{folder}: {sidecar.shard} is of another build than {first.shard}")
+            raise ValueError(
+                f"{folder}: {sidecar.shard} and {first.shard} belong to different builds; build "
+                "each into a folder of its own"
+            )
         missing.discard(sidecar.number)
         yield sidecar
     if first is None:
-        raise ValueError(f"{folder}: no finished shard in it")
+        if not persistently(folder, folder.is_dir):
+            raise ValueError(f"{folder}: no such shard folder")
+        raise ValueError(f"{folder}: holds no finished shard; run `python -m shards build` first")
     if missing:
         named = ", ".join(shard_file(first.build["name"], n) for n in sorted(missing)[:3])
         raise ValueError(
-            f"{folder}: {len(missing)} of {first.num_shards} shards are not done ({named}); "
-            "run the build again, it does only what is missing"
+            f"{folder}: {len(missing)} of {counted(first.num_shards, 'shard')} are not packed "
+            f"({named}); run the build again, it packs only what is missing"
         )
 
 
@@ -139,39 +144,3 @@ def quarantine_lines(sidecars: Sequence[Sidecar]) -> bytes:
     """The contents of quarantine.jsonl for the shards of a build."""
     entries: Iterator[dict[str, Any]] = (e for sidecar in sidecars for e in sidecar.quarantine)
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
-
-
-def _check_quarantine(folder: Path, sidecars: Sequence[Sidecar], max_bad: float) -> None:
-    entries = [entry for sidecar in sidecars for entry in sidecar.quarantine]
-    bad_captions = sum(entry["caption"] is not None for entry in entries)
-    parts = (
-        ("records", len(entries) - bad_captions, sum(s.num_records for s in sidecars)),
-        ("captions", bad_captions, bad_captions + sum(s.num_captions for s in sidecars)),
-    )
-    for what, bad, total in parts:
-        if bad > max_bad * total:
-            raise ValueError(
-                f"{folder}: {bad:,} of {total:,} {what} ({bad / total:.1%}) are bad, more than "
-                f"--max-bad {max_bad:.1%}: {_reasons(entries)}. {folder / QUARANTINE} names each. "
-                "Files that were missing or unreadable are tried again by the same build; for "
-                "other mended files build into a new folder, or allow them with --max-bad"
-            )
-
-
-def _reasons(entries: Sequence[dict[str, Any]]) -> str:
-    """How many for each reason, with an example."""
-    examples = {entry["reason"]: entry["file_name"] for entry in reversed(entries)}
-    counts = Counter(entry["reason"] for entry in entries)
-    return "; ".join(f"{r}: {n:,}, such as {examples[r]}" for r, n in counts.most_common())
-
-
-def _check_unk(folder: Path, sidecars: Sequence[Sidecar], max_unk: float) -> None:
-    num_unk, num_tokens = (
-        sum(getattr(s, part) for s in sidecars) for part in ("num_unk", "num_tokens")
-    )
-    if num_unk > max_unk * num_tokens:
-        raise ValueError(
-            f"{folder}: {num_unk:,} of {num_tokens:,} tokens ({num_unk / num_tokens:.1%}) are UNK, "
-            f"more than --max-unk {max_unk:.1%}; make a tokenizer from these captions and build "
-            "into a new folder, or allow it with --max-unk"
-        )

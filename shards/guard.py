@@ -1,8 +1,8 @@
-"""Bounds on what one picture may cost, for decoders are not to be trusted with others' files.
+"""Limits on the processor time and memory of decoding one image, because files may be hostile.
 
-A picture is decoded under a limit of processor time and of memory. Beyond the first, or where a
-decoder crashes, the process dies; the one who started it does the shard again, each picture in a
-process of its own, so that whatever dies is known and only it is left out.
+A process that exceeds the time limit, or whose decoder crashes, dies. Its parent packs the shard
+again with each image in a process of its own: then it is known which image is to blame, and only
+that one is rejected.
 """
 
 import json
@@ -14,49 +14,51 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.images import BadImageError
+from shards.images import RejectedImageError
 
-PICTURE_CPU_S = 2.0  # a 64-megapixel PNG takes about one
-PICTURE_MEMORY_BYTES = 3 << 30  # beyond what the process has when it begins
+IMAGE_CPU_S = 2.0  # a PNG of 64 megapixels takes about 1 s
+IMAGE_MEMORY_BYTES = 3 << 30  # above what the process uses when it starts
 
-PATIENCE_S = 60  # of waiting for a decoder that may use no processor time at all
+PATIENCE_S = 60  # limit of the wait for a decoder, which may hang without using the processor
 
 Packed = tuple[bytes, int, int]  # JPEG bytes, width, height
 
 
 def limit_memory() -> None:
-    """Let this process grow by PICTURE_MEMORY_BYTES: asking for more raises MemoryError."""
+    """Limit the growth of this process to IMAGE_MEMORY_BYTES; beyond it MemoryError is raised."""
     statm = Path("/proc/self/statm")
-    if not statm.exists():  # macOS does not keep such limits
+    if not statm.exists():  # macOS does not enforce such limits
         return
     present = int(statm.read_text().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = present + PICTURE_MEMORY_BYTES
+    limit = present + IMAGE_MEMORY_BYTES
     if hard == resource.RLIM_INFINITY or limit < hard:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def bounded(work: Callable[[], Packed]) -> Packed:
-    """Do it within PICTURE_CPU_S, or die of SIGPROF: no decoder in C can be interrupted otherwise.
+    """Call `work`; after IMAGE_CPU_S this process dies of SIGPROF.
+
+    Dying is the only way to interrupt a decoder written in C.
 
     Raises:
-        BadImageError: what `work` raises, or it needed too much memory.
+        RejectedImageError: raised by `work`, or it needed too much memory.
     """
-    signal.setitimer(signal.ITIMER_PROF, PICTURE_CPU_S)
+    signal.setitimer(signal.ITIMER_PROF, IMAGE_CPU_S)
     try:
         return work()
     except MemoryError:
-        raise BadImageError("too costly", "takes too much memory to decode") from None
+        raise RejectedImageError("too costly", "takes too much memory to decode") from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
-    """`bounded` in a forked process, which may die.
+    """Call `work` like `bounded`, but in a forked process: only that process dies.
 
     Raises:
-        BadImageError: what `work` raises, or the process died of it.
-        OSError: the process was killed from outside: nothing is known of the picture.
+        RejectedImageError: raised by `work`, or the image killed the process.
+        OSError: the process was killed from outside, or gave no answer.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -71,27 +73,29 @@ def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
             os._exit(status)
     os.close(writing)
     data = _read_all(reading)
-    if data is None:  # forked while a thread held a lock, say: nothing to do with the picture
+    if data is None:  # perhaps forked while a thread held a lock: the image is not to blame
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if data is None:
-        raise OSError(f"a picture's decoder gave no answer in {PATIENCE_S} s")
+        raise OSError(f"the decoder of an image gave no answer in {PATIENCE_S} s")
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number == signal.SIGKILL:
-            raise OSError("a picture's decoder was killed from outside; is memory short?")
-        raise BadImageError("too costly" if number == signal.SIGPROF else "crash", died_of(number))
+            raise OSError("the decoder of an image was killed from outside; is memory short?")
+        raise RejectedImageError(
+            "too costly" if number == signal.SIGPROF else "crash", died_of(number)
+        )
     if status:
-        raise BadImageError("crash", "the decoder's process ended without an answer")
+        raise RejectedImageError("crash", "the decoder's process ended without an answer")
     head, _, jpeg = data.partition(b"\n")
     told = json.loads(head)
     if "reason" in told:
-        raise BadImageError(told["reason"], told["detail"])
+        raise RejectedImageError(told["reason"], told["detail"])
     return jpeg, told["width"], told["height"]
 
 
 def _read_all(descriptor: int) -> bytes | None:
-    """What comes through a pipe until its other end closes; None if that takes too long."""
+    """The bytes from a pipe until its other end closes, or None after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     parts: list[bytes] = []
     with open(descriptor, "rb", buffering=0) as pipe:
@@ -104,16 +108,16 @@ def _read_all(descriptor: int) -> bytes | None:
 
 
 def _answer(work: Callable[[], Packed]) -> bytes:
-    """A line of JSON, and after it the picture."""
+    """The answer of the forked process: a line of JSON, then the JPEG."""
     try:
         jpeg, width, height = bounded(work)
-    except BadImageError as error:
+    except RejectedImageError as error:
         return json.dumps({"reason": error.reason, "detail": error.detail}).encode() + b"\n"
     return json.dumps({"width": width, "height": height}).encode() + b"\n" + jpeg
 
 
 def died_of(number: int) -> str:
-    """What a signal that ended a decoder means, in words."""
+    """The meaning of the signal that ended a decoder."""
     if number == signal.SIGPROF:
-        return f"takes more than {PICTURE_CPU_S:g} s to decode"
+        return f"takes more than {IMAGE_CPU_S:g} s to decode"
     return f"crashed the decoder ({signal.Signals(number).name})"

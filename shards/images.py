@@ -1,7 +1,7 @@
-"""Bytes of a picture -> checked, resized, encoded bytes; what is rejected, and why.
+"""Checking, resizing and encoding one image; which images are rejected, and why.
 
-Ordinary JPEGs go through libjpeg-turbo: decoded at the smallest DCT scale that is not below the
-wanted size, resized, encoded again. Everything else goes through Pillow.
+Ordinary JPEGs are decoded by libjpeg-turbo at the smallest DCT scale that is not below the wanted
+size, resized and encoded again. All other images are decoded by Pillow.
 """
 
 import io
@@ -12,35 +12,37 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-# Anything larger than this is no photograph; decoding it would only take the memory of others.
+# No photograph is larger than this, and decoding it would take the memory of other processes.
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 30_000
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXIF_ORIENTATION = 0x0112
-MILD_SHRINKING = 1.25  # a linear filter sees two pixels across; beyond this it would miss some
+MILD_SHRINKING = 1.25  # beyond it a linear filter, two pixels wide, would skip pixels
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; MAX_PIXELS above refuses
-cv2.setNumThreads(1)  # processes share the cores; threads below them would only fight
+Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its limit; MAX_PIXELS above rejects
+cv2.setNumThreads(1)  # the packing processes use all cores already
 
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """How pictures are stored."""
+    """How images are stored."""
 
-    resize_short: int  # the short side in pixels at the most; 0 keeps the original size
+    resize_short: int  # largest length of the short side, in pixels; 0 keeps the original size
     quality: int  # JPEG quality, 1 to 100
 
     def __post_init__(self) -> None:
         if self.resize_short < 0:
-            raise ValueError(f"--resize-short must be 0 or more, not {self.resize_short}")
+            raise ValueError(f"--resize_short must be 0 or more, not {self.resize_short}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality must be 1 to 100, not {self.quality}")
 
 
-class BadImageError(Exception):
-    """A picture that must not be packed.
+class RejectedImageError(Exception):
+    """An image that must not be packed.
 
-    reason: one of a few fixed phrases, which reports count by; detail: the particulars.
+    Attributes:
+        reason: one of a few fixed phrases, by which reports count.
+        detail: what exactly is wrong.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -50,21 +52,21 @@ class BadImageError(Exception):
 
 
 def pack_image(data: bytes, policy: ImagePolicy) -> tuple[bytes, int, int]:
-    """Check a picture by decoding it in full, and give the JPEG to store.
+    """Check an image by decoding it in full, and return the JPEG to store.
 
-    A JPEG that is upright RGB or grey and needs no shrinking keeps its bytes: encoding it again
-    would only lose quality. Nothing is ever enlarged.
+    A JPEG that is upright, RGB or grey, and not too large keeps its bytes, because encoding it
+    again would lose quality. No image is enlarged.
 
     Returns:
         JPEG bytes, width, height (pixels).
     Raises:
-        BadImageError: not an allowed format, too large, or damaged.
+        RejectedImageError: not an allowed format, too large, or damaged.
     """
     if not data:
-        raise BadImageError("empty file", "0 bytes")
+        raise RejectedImageError("empty file", "0 bytes")
     if data[:2] == b"\xff\xd8":
         header = _jpeg_header(data)
-        if header[2] not in ("CMYK", "YCCK"):  # libjpeg-turbo does not turn these into RGB
+        if header[2] not in ("CMYK", "YCCK"):  # libjpeg-turbo does not convert these to RGB
             return _pack_jpeg(data, header[0], header[1], policy)
     pixels = decode_any(data)
     height, width = target_size(pixels.shape[0], pixels.shape[1], policy.resize_short)
@@ -72,17 +74,17 @@ def pack_image(data: bytes, policy: ImagePolicy) -> tuple[bytes, int, int]:
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-    """Decode a stored JPEG exactly.
+    """Decode a stored JPEG exactly, without the fast approximations.
 
     Returns:
         (H, W, 3) uint8.
     Raises:
-        BadImageError: it does not decode in full.
+        RejectedImageError: it does not decode in full.
     """
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except ValueError as error:
-        raise BadImageError("damaged image", str(error)) from None
+        raise RejectedImageError("damaged image", str(error)) from None
     return pixels
 
 
@@ -91,14 +93,14 @@ def _pack_jpeg(data: bytes, height: int, width: int, policy: ImagePolicy) -> tup
     orientation = _exif_orientation(data)
     target_h, target_w = target_size(height, width, policy.resize_short)
     keep = (target_h, target_w) == (height, width) and orientation == 1
-    # Where the bytes are kept, an eighth of the size reads them as fully in half the time.
+    # Where the bytes are kept, decoding at an eighth of the size checks them in half the time.
     least_h, least_w = (1, 1) if keep else (target_h, target_w)
     try:
         pixels = simplejpeg.decode_jpeg(
             data, "RGB", fastdct=False, fastupsample=False, min_height=least_h, min_width=least_w
         )
     except ValueError as error:
-        raise BadImageError("damaged image", str(error)) from None
+        raise RejectedImageError("damaged image", str(error)) from None
     if keep:
         return data, width, height
     return _encode(_upright(shrink(pixels, target_h, target_w), orientation), policy)
@@ -108,17 +110,17 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str, str]:
     try:
         header: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
-        raise BadImageError("damaged image", str(error)) from None
+        raise RejectedImageError("damaged image", str(error)) from None
     return header
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise BadImageError("image too large", f"{width}x{height} pixels")
+        raise RejectedImageError("image too large", f"{width}x{height} pixels")
 
 
 def target_size(height: int, width: int, resize_short: int) -> tuple[int, int]:
-    """Size with the short side at `resize_short`, at most the present size."""
+    """The size (height, width) with the short side shrunk to `resize_short`, in pixels."""
     short = min(height, width)
     if resize_short == 0 or short <= resize_short:
         return height, width
@@ -126,12 +128,12 @@ def target_size(height: int, width: int, resize_short: int) -> tuple[int, int]:
 
 
 def shrink(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W, 3) uint8 pixels to a size that is not larger."""
+    """Resize (H, W, 3) uint8 pixels to a size that is not larger than theirs."""
     if (height, width) == pixels.shape[:2]:
         return pixels
-    # A decoder's DCT scaling leaves at most a quarter to shrink as a rule, where a linear filter is
-    # as close to Lanczos as averaging areas, in a third of the time (docs/benchmarks.md). This one
-    # gives the same bits on every processor.
+    # After DCT scaling there is usually at most a quarter left to shrink. There a linear filter is
+    # as close to Lanczos as area averaging is, in a third of the time (docs/benchmarks.md).
+    # INTER_LINEAR_EXACT gives the same bits on every processor.
     mild = pixels.shape[0] <= MILD_SHRINKING * height
     return cv2.resize(
         pixels, (width, height), interpolation=cv2.INTER_LINEAR_EXACT if mild else cv2.INTER_AREA
@@ -146,21 +148,21 @@ def _encode(pixels: np.ndarray, policy: ImagePolicy) -> tuple[bytes, int, int]:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 (upright) to 8, of JPEG bytes; 1 where there is none."""
-    if not _has_exif(data):  # spares most pictures the parser
+    """The EXIF orientation of JPEG bytes: 1 (upright) to 8; 1 where there is none."""
+    if not _has_exif(data):  # most images need no parser
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _orientation(image)
-    except Exception:  # what libjpeg-turbo decodes, Pillow need not open
+    except Exception:  # Pillow cannot open every file that libjpeg-turbo decodes
         return 1
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, of an open picture; 1 where there is none that can be read."""
+    """The EXIF orientation of an open image: 1 to 8; 1 where none can be read."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds on broken EXIF; the pixels are what counts
+    except Exception:  # Pillow raises many kinds on broken EXIF; the pixels may be fine
         return 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -168,7 +170,7 @@ def _orientation(image: Image.Image) -> int:
 def _has_exif(data: bytes) -> bool:
     """Whether one of the segments before the pixels is EXIF (ITU-T T.81, annex B).
 
-    Searching all bytes for its mark would take as long as a fiftieth of packing the picture.
+    Searching all bytes for the EXIF marker would take a fiftieth of the time of packing the image.
     """
     position = 2
     while data[position : position + 1] == b"\xff":
@@ -176,16 +178,16 @@ def _has_exif(data: bytes) -> bool:
         if marker == b"\xff":  # a fill byte
             position += 1
             continue
-        if marker == b"\xda":  # the pixels begin
+        if marker == b"\xda":  # start of the pixels
             return False
         if marker == b"\xe1" and data[position + 4 : position + 10] == b"Exif\0\0":
             return True
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return b"Exif\0\0" in data[: 1 << 17]  # an odd file: let the parser see
+    return b"Exif\0\0" in data[: 1 << 17]  # malformed: the parser decides
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn (H, W, 3) pixels upright as the EXIF orientation says (TIFF 6.0, tag 274)."""
+    """Rotate and mirror (H, W, 3) pixels as the EXIF orientation says (TIFF 6.0, tag 274)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -196,17 +198,17 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def decode_any(data: bytes) -> np.ndarray:
-    """Decode a picture of any allowed format, upright, its first frame, on white paper.
+    """Decode the first frame of an image of any allowed format, upright, on a white background.
 
     Returns:
         (H, W, 3) uint8.
     Raises:
-        BadImageError: not an allowed format, too large, or damaged.
+        RejectedImageError: not an allowed format, too large, or damaged.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
-            if image.mode.startswith("I"):  # 16 bits a channel: keep the upper eight
+            if image.mode.startswith("I"):  # 16 bits a channel: keep the upper 8
                 pixels = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
                 pixels = np.repeat(pixels[:, :, None], 3, axis=2)
             elif image.has_transparency_data:
@@ -215,12 +217,12 @@ def decode_any(data: bytes) -> np.ndarray:
                 pixels = np.asarray(Image.alpha_composite(paper, layer).convert("RGB"))
             else:
                 pixels = np.asarray(image.convert("RGB"))
-            # After the pixels: a PNG's EXIF may lie behind them, and damage to them must show.
+            # Read after the pixels, because the EXIF of a PNG may follow them.
             orientation = _orientation(image)
-    except (BadImageError, MemoryError):
+    except (RejectedImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BadImageError("format not allowed", f"not one of {', '.join(FORMATS)}") from None
+        raise RejectedImageError("format not allowed", f"not one of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise BadImageError("damaged image", f"{type(error).__name__}: {error}") from None
+        raise RejectedImageError("damaged image", f"{type(error).__name__}: {error}") from None
     return _upright(pixels, orientation)

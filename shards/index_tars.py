@@ -1,8 +1,8 @@
-"""Tars made by others, read as they are: their index, made without changing a byte of them.
+"""Indexing existing tars in place, without changing a byte of them.
 
-The trainer reads a sample by its place in the tar and tokenises its captions as it comes. What it
-cannot read so (another format than JPEG, a picture that EXIF turns, no caption) is left out by
-name: `build --webdataset` packs such samples into shards of our own.
+The trainer reads a sample at its position in the tar and tokenises the captions as it reads them.
+Samples that it cannot read this way are rejected by name: images that are not JPEG or that EXIF
+rotates, and samples without a caption. `build --webdataset` packs such samples into new shards.
 """
 
 import hashlib
@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.build import check_record, quarantined, tokenise
-from shards.format import FOREIGN, Extent, Manifest, Member, Sidecar
+from shards.build import check_record, quarantine_entry, tokenise
+from shards.format.manifest import FOREIGN, Manifest
+from shards.format.sidecar import Sidecar
+from shards.format.tar import Extent, Member
 from shards.guard import bounded_in_own_process
-from shards.images import BadImageError, ImagePolicy, pack_image
+from shards.images import ImagePolicy, RejectedImageError, pack_image
 from shards.plain_captions import Encoder, fast_encoder
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, is_utf8, source_sha256
@@ -24,23 +26,23 @@ from shards.sources.tars import list_tars, read_tars
 from shards.storage import local_copy, persistently, size_of
 from shards.tokenizer import UNK, load_tokenizer, tokenizer_sha256
 
-AS_IT_IS = ImagePolicy(resize_short=0, quality=90)  # keeps the bytes of what can be read as it is
+AS_IT_IS = ImagePolicy(resize_short=0, quality=90)  # keeps the bytes of upright RGB JPEGs
 
 
 def is_foreign(manifest: Manifest) -> bool:
-    """Whether the tars of a data set were made by others."""
+    """Whether the tars of a data set were made by other software and indexed in place."""
     return manifest.image_policy == FOREIGN
 
 
 def unlisted_tars(folder: Path, manifest: Manifest) -> list[str]:
-    """Tars in the folder of a data set that are not of it."""
+    """The tars in the folder of a data set that its manifest does not list."""
     listed = {shard.file for shard in manifest.shards}
     found = persistently(folder, lambda: sorted(path.name for path in folder.glob("*.tar")))
     return [name for name in found if name not in listed]
 
 
 def index_tars(folder: Path, tokenizer: Path) -> Iterator[Sidecar]:
-    """What a sidecar would hold, of each tar of a folder; nothing is written.
+    """For each tar of a folder, what its sidecar would hold. Nothing is written.
 
     Raises:
         ValueError: there is no tar, or one is damaged: see `read_tars`.
@@ -63,12 +65,12 @@ def index_tars(folder: Path, tokenizer: Path) -> Iterator[Sidecar]:
 
 
 def foreign_meta(data: bytes, encode: Encoder) -> dict[str, Any]:
-    """A foreign sample's captions and their ids, as the JSON of a sample of ours would hold them.
+    """The captions and tokens of a foreign sample, in the form of the JSON of our own samples.
 
-    Captions that `index_tars` named in quarantine are left out, as they would be from our own.
+    Captions that `index_tars` rejected are left out.
 
     Raises:
-        ValueError: there are none to be read.
+        ValueError: the captions cannot be read.
     """
     captions = [caption for caption in read_captions(data) if is_utf8(caption)]
     good = [pair for pair in zip(captions, encode(captions), strict=True) if pair[1]]
@@ -90,13 +92,13 @@ def _index_tar(
     with local_copy(path) as local, open(local, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         for record in records:
-            captions, tokens, bad_captions = tokenise(record, encode)
-            quarantine += bad_captions
+            captions, tokens, rejected_captions = tokenise(record, encode)
+            quarantine += rejected_captions
             try:
                 check_record(record, captions)
                 member = _member(file.fileno(), record)
-            except BadImageError as error:
-                quarantine.append(quarantined(record, error.reason, error.detail))
+            except RejectedImageError as error:
+                quarantine.append(quarantine_entry(record, error.reason, error.detail))
                 continue
             members.append(member)
             lengths.update(map(len, tokens))
@@ -120,20 +122,22 @@ def _index_tar(
 
 
 def _member(descriptor: int, record: Record) -> Member:
-    """Where a sample lies, once it has proved to be one that the trainer can read.
+    """The position of a sample, after checking that the trainer can read it.
 
     Raises:
-        BadImageError: it is not.
+        RejectedImageError: the trainer cannot read it.
     """
     assert record.span is not None
-    assert record.caption_span is not None  # it has captions
+    assert record.caption_span is not None  # `check_record` passed, so there are captions
     image = os.pread(descriptor, record.span.size, record.span.offset)
     packed, _, _ = bounded_in_own_process(lambda: pack_image(image, AS_IT_IS))
     if packed != image:
-        raise BadImageError("not an upright RGB JPEG", "`build --webdataset` packs it as one")
+        raise RejectedImageError("not an upright RGB JPEG", "`build --webdataset` packs it as one")
     meta = os.pread(descriptor, record.caption_span.size, record.caption_span.offset)
-    if not _gives(meta, record.captions):  # the trainer knows the bytes alone, not their extension
-        raise BadImageError("a .txt that is JSON with captions", "`build --webdataset` packs it")
+    if not _gives(meta, record.captions):  # the trainer sees the bytes only, not the extension
+        raise RejectedImageError(
+            "a .txt that is JSON with captions", "`build --webdataset` packs it"
+        )
     return Member(record.key, _extent(record.span, image), _extent(record.caption_span, meta))
 
 

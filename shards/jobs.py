@@ -1,30 +1,18 @@
-"""A data set's shard jobs: which there are, which are done, which are worth doing again."""
+"""The shard jobs of a data set: planning them, and finding those that are still to be done."""
 
-from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from shards.build import ShardJob, tokenise
-from shards.format import (
-    KEY_CHARACTERS,
-    MANIFEST,
-    read_sidecar,
-    shard_file,
-    shard_tars,
-    sidecar_path,
-)
+from shards.atomic import write_atomic
+from shards.build import ShardJob
+from shards.format.names import KEY_CHARACTERS, MANIFEST, TOKENIZER, shard_file, shard_tars
+from shards.format.sidecar import read_sidecar, sidecar_path
+from shards.image_bytes import PASSING_REASONS, is_readable
 from shards.images import ImagePolicy
-from shards.pictures import PASSING_REASONS, is_readable
-from shards.plain_captions import fast_encoder
 from shards.plan import plan_shards
 from shards.sources.record import Record, source_sha256
-from shards.storage import persistently, size_of
-from shards.tokenizer import tokenizer_sha256, unknown_words
-
-UNK_SAMPLE = 2_000  # records whose captions are tried before anything is packed
+from shards.storage import persistently, read_bytes, size_of
+from shards.tokenizer import tokenizer_sha256
 
 
 def plan_jobs(
@@ -36,13 +24,13 @@ def plan_jobs(
     policy: ImagePolicy,
     samples_per_shard: int,
 ) -> list[ShardJob]:
-    """Every shard job of a data set, the same whoever plans it.
+    """All shard jobs of a data set. Every process that plans them gets the same jobs.
 
     Raises:
-        ValueError: the name cannot be a file's, or ids stand more than once.
+        ValueError: the name cannot be part of a file name, or an image id occurs twice.
     """
     if not name or not set(name) <= KEY_CHARACTERS:
-        raise ValueError(f"--name must be of [0-9a-z_-], not {name!r}")
+        raise ValueError(f"--name must consist of 0-9, a-z, _ and -, not {name!r}")
     plan = plan_shards([record.key for record in records], samples_per_shard)
     build = {
         "name": name,
@@ -64,37 +52,11 @@ def plan_jobs(
     ]
 
 
-def check_unknown_words(
-    jobs: Iterable[ShardJob], tokenizer: Tokenizer, path: Path, max_unk: float
-) -> None:
-    """Refuse a tokenizer that does not fit the captions, before hours of work are spent on it.
-
-    The first records of the plan are a fair draw of all; `finalize` counts every token.
-
-    Raises:
-        ValueError: more than `max_unk` of the tokens are UNK; the commonest such words are named.
-    """
-    encode = fast_encoder(tokenizer)
-    num_tokens = 0
-    unknown: Counter[str] = Counter()
-    for record in islice((record for job in jobs for record in job.records), UNK_SAMPLE):
-        captions, tokens, _ = tokenise(record, encode)
-        num_tokens += sum(map(len, tokens))
-        for caption in captions:
-            unknown.update(unknown_words(tokenizer, caption))
-    if unknown.total() > max_unk * num_tokens:
-        words = ", ".join(f"{word!r} ({count:,})" for word, count in unknown.most_common(10))
-        raise ValueError(
-            f"{path}: {unknown.total() / num_tokens:.1%} of the captions' tokens are UNK, more "
-            f"than --max-unk {max_unk:.1%}; the commonest words that it lacks: {words}. Make a "
-            "tokenizer from these captions (python -m shards tokenizer), with a lower --min-count "
-            "or --kind bpe, or allow it with --max-unk"
-        )
-
-
 def open_jobs(jobs: list[ShardJob]) -> list[ShardJob]:
-    """The jobs still to be done: those without a whole shard, and those whose shard left out
-    pictures for a reason that has passed. What vouched for the latter is removed.
+    """The jobs that are still to be done.
+
+    These are jobs without a finished shard, and jobs whose shard rejected images that can be read
+    now. The sidecars of the latter are removed.
 
     Raises:
         ValueError: the folder holds shards of another build.
@@ -114,7 +76,7 @@ def open_jobs(jobs: list[ShardJob]) -> list[ShardJob]:
         path = sidecar_path(job.tar_path)
         try:
             sidecar = read_sidecar(path)
-        except FileNotFoundError:  # a kill between tar and sidecar: this shard is done again
+        except FileNotFoundError:  # the build was killed between tar and sidecar
             continue
         if sidecar.build != build or sidecar.num_shards != num_shards:
             raise _another_build(out_dir)
@@ -126,20 +88,28 @@ def open_jobs(jobs: list[ShardJob]) -> list[ShardJob]:
             finished.add(job.number)
     still_open = [job for job in jobs if job.number not in finished]
     if still_open:
-        # The manifest vouches for a whole data set: without every shard it must not stand.
+        # A manifest says that the data set is complete: it must not exist while a shard is missing.
         manifest = out_dir / MANIFEST
         persistently(manifest, lambda: manifest.unlink(missing_ok=True))
     return still_open
 
 
+def leave_tokenizer(out_dir: Path, tokenizer: Path) -> None:
+    """Copy the tokenizer into the shard folder, where `finalize` finds it."""
+    target, data = out_dir / TOKENIZER, read_bytes(tokenizer)
+    if not persistently(target, target.is_file) or read_bytes(target) != data:
+        write_atomic(target, data)
+
+
 def _another_build(out_dir: Path) -> ValueError:
     return ValueError(
         f"{out_dir}: holds shards built from another source, tokenizer or options; choose another "
-        "--out or remove it"
+        "--out or remove this folder"
     )
 
 
 def _has_passed(job: ShardJob, quarantine: Iterable[dict]) -> bool:
+    """Whether an image that was missing or unreadable can be read now."""
     names = {entry["image_id"] for entry in quarantine if entry["reason"] in PASSING_REASONS}
     return any(
         record.image_id in names and is_readable(job.images_dir, record) for record in job.records

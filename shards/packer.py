@@ -1,4 +1,4 @@
-"""A process that packs shards, and is replaced when it dies: of a picture, or by anyone's hand."""
+"""A packing process. It is replaced when it dies, whether an image or somebody killed it."""
 
 import multiprocessing
 import os
@@ -11,19 +11,19 @@ from shards.build import ShardJob, Suspicion, build_shard
 from shards.guard import died_of, limit_memory
 from shards.storage import is_remote
 
-MAX_DEATHS = 3  # of one shard's processes; then something else than a picture is wrong
+MAX_DEATHS = 3  # of processes that pack one shard; after that no image can be to blame
 
 
 class Packer:
-    """Packs one shard after the other in a process of its own."""
+    """Packs shards, one after the other, in a process of its own."""
 
     def __init__(self) -> None:
-        self.num_done = 0  # records of the shards that are finished
-        self._context = multiprocessing.get_context("spawn")  # alike everywhere, and no threads
-        # Written by the process without a lock: only the newest value matters.
+        self.num_done = 0  # records of finished shards
+        self._context = multiprocessing.get_context("spawn")  # the same on all systems
+        # The process writes it without a lock: only the newest value matters.
         self._position = self._context.RawValue("q", 0)
         self._closed = False
-        self._closing = threading.Lock()  # no new process is to start while the last is ended
+        self._closing = threading.Lock()  # no process may start while `close` kills the last
         self._start()
 
     def _start(self) -> None:
@@ -32,18 +32,18 @@ class Packer:
             target=_serve, args=(theirs, self._position), daemon=True
         )
         self._process.start()
-        theirs.close()  # so that its end shows here when it dies
+        theirs.close()  # so that reading fails here when the process dies
 
     @property
     def progress(self) -> int:
-        """Records done so far, those of the shard in hand included."""
+        """Number of records packed so far, those of the unfinished shard included."""
         return self.num_done + int(self._position.value)
 
     def pack(self, job: ShardJob) -> None:
-        """Do one job to its end, again with care if its process dies.
+        """Do one job. If the process dies, a new one does the job again with more care.
 
         Raises:
-            OSError: as `build_shard`, or one process after the other died.
+            OSError: as `build_shard`, or MAX_DEATHS processes died.
             ValueError: as `build_shard`.
         """
         suspicion = None
@@ -67,21 +67,21 @@ class Packer:
             self._pipe.send((job, suspicion))
             answer: Exception | None = self._pipe.recv()
             return answer
-        except (EOFError, OSError):  # the process is gone
+        except (EOFError, OSError):  # the process died
             self._process.join()
         position, status = int(self._position.value), self._process.exitcode or 0
         with self._closing:
             if self._closed:
                 return InterruptedError("stopped")
             self._start()
-        # The clock of a process that fetches pictures meanwhile counts that too, and blames nobody.
+        # A process that fetches images spends processor time on that too: then no image is blamed.
         if -status == signal.SIGPROF and not is_remote(job.images_dir):
             return Suspicion(position, died_of(-status))
         reason = f"signal {-status}" if status < 0 else f"exit code {status}"
         return Suspicion(reason=reason)
 
     def close(self) -> None:
-        """End the process, whatever it is doing: at most a temporary file is left."""
+        """Kill the process. At most a temporary file is left behind."""
         with self._closing:
             self._closed = True
             self._process.kill()
@@ -89,9 +89,9 @@ class Packer:
 
 
 def _serve(pipe: Any, position: Any) -> None:
-    """The process: does the jobs that come through the pipe, and answers each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent stops
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough
+    """The main function of the process: it does the jobs from the pipe, and answers each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent stops
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process for each core is enough
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_memory()
 
@@ -109,9 +109,9 @@ def _serve(pipe: Any, position: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone: after a kill nobody else would end it.
+    """End this process as soon as its parent is gone: after a kill nobody else would end it.
 
-    At once, whatever it is doing: only a temporary file is left, as after any kill.
+    A temporary file may be left behind, as after any kill.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

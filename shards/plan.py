@@ -1,4 +1,4 @@
-"""Which record goes into which shard: a pure function of the records' keys."""
+"""Which record goes into which shard: a pure function of the sample keys."""
 
 import hashlib
 from collections import Counter
@@ -7,25 +7,25 @@ from itertools import pairwise
 
 
 def plan_shards(keys: Sequence[str], samples_per_shard: int) -> list[list[int]]:
-    """Deal records to shards.
+    """Distribute records over shards.
 
-    Records are dealt in the order of a hash of their key, so each shard is a fair draw of the whole
-    data set however the source was sorted, and shuffling a few shards at a time mixes everything.
-    Shards differ by one record at the most.
+    Records are taken in the order of a hash of their keys. So each shard is a random draw from the
+    whole data set, however the source was sorted, and shuffling a few shards at a time is enough.
+    The numbers of records in two shards differ by at most one.
 
     Args:
-        keys: one sample key a record, all different.
-        samples_per_shard: the most records a shard may hold.
+        keys: one sample key for each record, all different.
+        samples_per_shard: the largest number of records in a shard.
     Returns:
-        For each shard the positions in `keys` of its records.
+        For each shard, the positions of its records in `keys`.
     Raises:
-        ValueError: a key stands twice, or the shard size is not positive.
+        ValueError: a key occurs twice, or the shard size is not positive.
     """
     if samples_per_shard < 1:
-        raise ValueError(f"samples per shard must be 1 or more, not {samples_per_shard}")
+        raise ValueError(f"--samples_per_shard must be 1 or more, not {samples_per_shard}")
     twice = sorted(key for key, count in Counter(keys).items() if count > 1)
     if twice:
-        raise ValueError(f"image ids stand more than once: {', '.join(twice[:3])}")
+        raise ValueError(f"image ids occur more than once: {', '.join(twice[:3])}")
     order = sorted(
         range(len(keys)), key=lambda i: hashlib.blake2b(keys[i].encode(), digest_size=16).digest()
     )

@@ -1,4 +1,4 @@
-"""What became of a source: the figures of a build, for people and as report.json."""
+"""The figures of a build: report.json, and the same for people."""
 
 import json
 from collections import Counter
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from shards.atomic import write_atomic
-from shards.format import QUARANTINE, Manifest, Sidecar
+from shards.format.manifest import Manifest
+from shards.format.names import QUARANTINE
+from shards.format.sidecar import Sidecar
+from shards.messages import counted
 
 REPORT = "report.json"
 PERCENTILES = (5, 50, 95, 100)
@@ -19,7 +22,7 @@ def make_report(
     """The figures of a finished build.
 
     Args:
-        images_per_s: records a second of the run that ended the build; None if it packed none.
+        images_per_s: records a second of the run that finished the build; None if it packed none.
     """
     num_records = 0
     reasons: Counter[str] = Counter()
@@ -31,7 +34,7 @@ def make_report(
     return {
         "images_in": num_records,
         "images_packed": manifest.num_samples,
-        "quarantined": dict(sorted(reasons.items())),
+        "rejected": dict(sorted(reasons.items())),
         "captions": manifest.num_captions,
         "tokens": manifest.num_tokens,
         "unk_share": manifest.num_unk / max(manifest.num_tokens, 1),
@@ -44,12 +47,12 @@ def make_report(
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write report.json. It holds a speed, so it alone differs from one build to the next."""
+    """Write report.json. It holds a speed, so it differs between builds, unlike all other files."""
     write_atomic(folder / REPORT, json.dumps(report, indent=2).encode() + b"\n")
 
 
 def percentile(counts: Counter[int], percent: int) -> int:
-    """The least value that `percent` of the counted ones do not exceed; 0 where there are none."""
+    """The smallest value that `percent` % of the counted values do not exceed; 0 for no values."""
     wanted = counts.total() * percent / 100
     seen = 0
     for value in sorted(counts):
@@ -60,18 +63,18 @@ def percentile(counts: Counter[int], percent: int) -> int:
 
 
 def report_lines(folder: Path, report: dict[str, Any]) -> Iterator[str]:
-    """The report as a person wants to read it."""
+    """The report for people."""
     speed = f", {report['images_per_s']:,} images/s" if report["images_per_s"] else ""
     lengths = report["caption_tokens"]
     yield (
-        f"{folder}: {report['images_packed']:,} of {report['images_in']:,} images and "
-        f"{report['captions']:,} captions in {report['shards']:,} shards, "
+        f"{folder}: {report['images_packed']:,} of {counted(report['images_in'], 'image')} and "
+        f"{counted(report['captions'], 'caption')} in {counted(report['shards'], 'shard')}, "
         f"{report['bytes'] / 1e6:,.1f} MB{speed}"
     )
     yield (
-        f"  tokens {report['tokens']:,}, {report['unk_share']:.2%} UNK; a caption has "
-        f"{lengths['p50']} (5 % up to {lengths['p5']}, 95 % up to {lengths['p95']}, longest "
-        f"{lengths['p100']}); digest {report['digest'][:12]}"
+        f"  {counted(report['tokens'], 'token')}, {report['unk_share']:.2%} UNK; tokens in a "
+        f"caption: median {lengths['p50']}, 5 % have at most {lengths['p5']}, 95 % at most "
+        f"{lengths['p95']}, longest {lengths['p100']}; digest {report['digest'][:12]}"
     )
-    for reason, count in sorted(report["quarantined"].items(), key=lambda item: -item[1]):
-        yield f"  quarantined, {reason}: {count:,} ({folder / QUARANTINE} names them)"
+    for reason, count in sorted(report["rejected"].items(), key=lambda item: -item[1]):
+        yield f"  rejected, {reason}: {count:,} (listed in {folder / QUARANTINE})"

@@ -1,7 +1,7 @@
-"""The sample data set in words: what a scene holds, its captions, whether a caption is true.
+"""The sample data set in words: the contents of a scene, its captions, and checking captions.
 
-Captions are made from `TEMPLATES`, and the same templates, read as a grammar, judge captions that a
-model wrote. Whatever can be said can therefore be checked, and nothing else counts as true.
+Captions are made from `TEMPLATES`. The same templates, read as a grammar, check the captions that a
+model wrote. A caption outside this grammar counts as wrong.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ BACKGROUNDS = {
     "beige": (228, 210, 172),
 }
 SIZES = ("small", "large")
-# Name -> (column, row) on a board. Two places always differ in column or row, so any two
-# shapes of a scene stand in some relation.
+# Name -> (column, row) on a board. Two places always differ in column or row, so any two shapes of
+# a scene have a relation.
 PLACES = {
     "top left": (0, 0),
     "top right": (2, 0),
@@ -39,10 +39,10 @@ PLACES = {
 COUNTS = {1: "one shape", 2: "two shapes", 3: "three shapes"}
 NUM_CAPTIONS = 5
 
-# Template -> how often it is chosen. Each begins in its own way, or nearly: what follows the first
-# words is then the picture's alone to decide, and a learner spends nothing on guessing the wording.
-# The plainest lead, so that a greedy decoder, which follows the commonest wording, commits itself
-# to little.
+# Template -> weight with which it is chosen. Nearly every template begins with other words: after
+# them the rest of the caption depends on the image alone, and a model need not guess the wording.
+# The plainest template is the most frequent, because a greedy decoder follows it. The word
+# "picture" is part of the data: changing it would change every sample data set.
 TEMPLATES = {
     "{things} on a {background} background": 12.0,
     "{things} in a {background} picture": 4.0,
@@ -107,12 +107,12 @@ def _check_word(word: str, words: Mapping[str, object] | tuple[str, ...], kind: 
 
 
 def _naming_order(shape: Shape) -> tuple[int, int]:
-    # By colour, not by place: pooled image features tell colours apart long before places.
+    # By colour, not by place: a model learns colours from pooled features long before places.
     return list(COLOURS).index(shape.colour), SHAPES.index(shape.shape)
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Draws a scene: mostly one shape, else two, now and then three."""
+    """Draws a scene: mostly with one shape, sometimes two, rarely three."""
     (num_shapes,) = rng.choices((1, 2, 3), weights=(35, 4, 1))
     looks = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     return Scene(
@@ -148,7 +148,7 @@ def scene_from_json(value: Mapping[str, Any]) -> Scene:
 
 
 def captions_of(scene: Scene, rng: random.Random) -> list[str]:
-    """Five true English captions of the scene, each from another template."""
+    """Five true English captions of the scene, each from a different template."""
     words = {
         "background": scene.background,
         "count": COUNTS[len(scene.shapes)],
@@ -177,7 +177,7 @@ def _listed(phrases: list[str]) -> str:
 
 
 def _related(scene: Scene, rng: random.Random) -> str:
-    """Says how two shapes of the scene stand to each other; empty where there is only one."""
+    """Names the relation of two shapes of the scene; empty where there is only one shape."""
     if len(scene.shapes) < 2:
         return ""
     first, second = sorted(rng.sample(scene.shapes, 2), key=_naming_order)
@@ -234,10 +234,10 @@ _GRAMMARS = tuple(_grammar(template) for template in TEMPLATES)
 
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
-    """Whether the caption is a sentence we know and everything that it claims holds in the scene.
+    """Whether the caption is a sentence of the grammar and everything it says is true of the scene.
 
     Case, spaces around punctuation and the final full stop do not matter. A caption may leave
-    shapes out, but not name one twice. What is outside the grammar counts as false.
+    shapes out, but must not name one twice. A sentence outside the grammar counts as false.
     """
     text = re.sub(r"\s+", " ", caption).strip().lower()
     text = re.sub(r" ?([,:.])", r"\1", text)
@@ -262,6 +262,6 @@ def _claims_hold(match: re.Match[str], scene: Scene) -> bool:
 
 
 def _seen(thing: re.Match[str], scene: Scene) -> Shape | None:
-    """The shape of the scene that a phrase such as "a large red cross" is true of."""
+    """The shape of the scene that a phrase such as "a large red cross" describes, if any."""
     claims = {field: word for field, word in thing.groupdict().items() if word is not None}
     return next((shape for shape in scene.shapes if claims.items() <= vars(shape).items()), None)

@@ -2,12 +2,11 @@
 
     python -m shards.sample_data RESULTS.json ANNOTATIONS.json
 
-tells in how many pictures a captioner's results made no mistake. Needs Pillow and nothing else.
+counts the images that a captioner described without a mistake. Needs Pillow and nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -21,6 +20,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from shards.arguments import CommandParser
 from shards.sample_captions import (
     BACKGROUNDS,
     COLOURS,
@@ -61,7 +61,7 @@ SIDE = 192  # pixels
 SUPERSAMPLE = 4  # each pixel is the mean of 4 x 4
 JPEG_QUALITY = 90
 SPLITS = ("train", "val")
-VAL_EVERY = 10  # one picture in ten is held out
+VAL_EVERY = 10  # one image in ten is a validation image
 
 # Pixels. Shapes in neighbouring places cannot touch: their centres are at least
 # 2 * (STEP - JITTER) = 92 apart, and two radii are at most 86.
@@ -75,23 +75,23 @@ Colour = tuple[int, int, int]
 
 
 def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
-    """Draws the scene as a SIDE x SIDE RGB picture.
+    """Draws the scene as a SIDE x SIDE RGB image.
 
-    `rng` moves, scales, tilts and shades the shapes a little: never so far that a word about the
-    scene would change.
+    `rng` moves, scales, tilts and shades the shapes a little, never so far that a caption would
+    become wrong.
     """
     background = _shade(BACKGROUNDS[scene.background], rng.uniform(0.97, 1.02))
-    picture = Image.new("RGB", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE), background)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE), background)
+    draw = ImageDraw.Draw(image)
     spots = [(shape, *_spot(shape, rng)) for shape in scene.shapes]
-    # All shadows lie below all shapes, or one could fall on its neighbour.
+    # All shadows are drawn before all shapes, so that none falls on a neighbour.
     for shape, (x, y), radius, tilt in spots:
         below = (x + SHADOW[0], y + SHADOW[1])
         _draw_shape(draw, shape.shape, below, radius, tilt, _shade(background, 0.86))
     for shape, centre, radius, tilt in spots:
         colour = _shade(COLOURS[shape.colour], rng.uniform(0.94, 1.04))
         _draw_shape(draw, shape.shape, centre, radius, tilt, colour)
-    return picture.reduce(SUPERSAMPLE)
+    return image.reduce(SUPERSAMPLE)
 
 
 def _spot(shape: Shape, rng: random.Random) -> tuple[Point, float, float]:
@@ -139,23 +139,25 @@ def draw_data_set(
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> None:
-    """Draws pictures 1 to `num_images` and writes them with their captions in COCO's layout.
+    """Draws images 1 to `num_images` and writes them with their captions in COCO's layout.
 
         out_dir/{train2017,val2017}/000000000001.jpg ...
         out_dir/annotations/captions_{train,val}2017.json
 
-    A tenth of the pictures, rounded up, is val. Picture i and its captions depend on (seed, i)
-    alone, so a larger set holds the smaller ones; no val scene is a train scene, whatever the
-    seeds. Beside COCO's keys each image has "scene". The annotation files are written last: where
-    they are, the set is whole.
+    A tenth of the images, rounded up, is val. Image i and its captions depend on (seed, i) alone,
+    so a larger set contains the smaller ones. No val scene is a train scene, even with different
+    seeds. Each image has the key "scene" besides those of COCO. The annotation files are written
+    last: where they exist, the set is complete.
 
     Args:
-        progress: is given the picture numbers, a sized iterable, and hands them on: `tqdm`, say.
+        progress: receives the image numbers, a sized iterable, and passes them on, like `tqdm`.
     Raises:
-        ValueError: `num_images` is below 2: too few for a train and a val picture.
+        ValueError: `num_images` is below 2, too few for a train and a val image.
     """
     if num_images < 2:
-        raise ValueError(f"num_images is {num_images}: a train and a val split need at least 2")
+        raise ValueError(
+            f"--images must be 2 or more, not {num_images}: one for train, one for val"
+        )
     for split in SPLITS:
         (out_dir / f"{split}2017").mkdir(parents=True, exist_ok=True)
         _annotation_path(out_dir, split).unlink(missing_ok=True)
@@ -165,10 +167,9 @@ def draw_data_set(
         split = "val" if image_id % VAL_EVERY == 1 else "train"
         rng = random.Random(f"{seed}/{image_id}")  # a string's seed is the same in every process
         scene = _scene_of_split(split, rng)
-        picture = draw_scene(scene, rng)
         image = _coco_image(image_id, scene)
         path = out_dir / f"{split}2017" / image["file_name"]
-        picture.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        draw_scene(scene, rng).save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         images[split].append(image)
         annotations[split] += [
             {"image_id": image_id, "id": image_id * 10 + i, "caption": caption}
@@ -181,8 +182,8 @@ def draw_data_set(
 def _scene_of_split(split: str, rng: random.Random) -> Scene:
     """Draws scenes until one belongs to the split.
 
-    The scene's own hash decides where it belongs. That parts the splits without a record of what
-    was drawn before, which would make a picture depend on all earlier ones.
+    The hash of the scene decides where it belongs. So the splits share no scene, and still an image
+    does not depend on the images that were drawn before it.
     """
     while True:
         scene = random_scene(rng)
@@ -218,7 +219,7 @@ def _write_annotations(
             "description": "Capstream sample data set: drawn scenes",
             "url": "",
             "version": "1.0",
-            "year": 2017,  # fixed, as all dates here are, so that the bytes are
+            "year": 2017,  # all dates are fixed, so that the bytes are
             "contributor": "Capstream",
             "date_created": "2017/01/01",
         },
@@ -240,7 +241,7 @@ def _write_annotations(
 
 @dataclass(frozen=True)
 class Mistake:
-    """A caption that is not true of its scene (None: there was none), and a true one."""
+    """A caption that is wrong for its scene (None if it is missing), and a true one."""
 
     image_id: int
     caption: str | None
@@ -299,7 +300,7 @@ def _captions_by_image(results: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 after one line on stderr for files that do not fit."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m shards.sample_data",
         description="Tell how many scenes of the sample data set were described without a mistake.",
     )

@@ -1,4 +1,4 @@
-"""Show samples of a data set: as text, or as a page of pictures."""
+"""Showing samples of a data set: as text, or as a page with images."""
 
 import base64
 import html
@@ -10,9 +10,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from shards.format import TOKENIZER, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.names import TOKENIZER
 from shards.images import decode_rgb
 from shards.index_tars import foreign_meta, is_foreign
+from shards.messages import counted
 from shards.storage import read_range
 from shards.tokenizer import UNK, encode_all, load_tokenizer, readable
 
@@ -36,7 +39,7 @@ def read_samples(folder: Path, limit: int) -> Iterator[Sample]:
     """The first samples of a data set.
 
     Raises:
-        ValueError: there is no finished data set.
+        ValueError: the folder is not a finished data set.
         OSError: a tar is missing or shorter than the index says.
     """
     manifest, index = read_manifest(folder), read_index(folder)
@@ -66,27 +69,33 @@ def _readable_meta(
     return {**meta, "width": width, "height": height, "file_name": "its tar"}
 
 
-def headline(folder: Path, tokenizer: Tokenizer) -> str:
+def headline(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> str:
     """The data set in one line."""
-    manifest = read_manifest(folder)
     return (
-        f"{folder}: {manifest.name}, {manifest.num_samples:,} images with "
-        f"{manifest.num_captions:,} captions in {len(manifest.shards)} shards, "
+        f"{folder}: {manifest.name}, {counted(manifest.num_samples, 'image')} with "
+        f"{counted(manifest.num_captions, 'caption')} in {counted(len(manifest.shards), 'shard')}, "
         f"vocabulary of {tokenizer.get_vocab_size():,}, digest {manifest.digest[:12]}"
     )
 
 
 def show(folder: Path, limit: int) -> str:
-    """The data set and its first samples as text."""
+    """The data set and its first samples as text.
+
+    Raises:
+        ValueError: the folder is not a finished data set.
+        OSError: a tar is missing or shorter than the index says.
+    """
+    manifest = read_manifest(folder)  # before the tokenizer: it says what is wrong with the folder
     tokenizer = load_tokenizer(folder / TOKENIZER)
     samples = (_as_text(sample, tokenizer) for sample in read_samples(folder, limit))
-    return "\n\n".join([headline(folder, tokenizer), *samples])
+    return "\n\n".join([headline(folder, manifest, tokenizer), *samples])
 
 
 def show_page(folder: Path, limit: int) -> str:
-    """The same as one HTML page that needs no other file."""
+    """What `show` gives as one HTML page that needs no other file. Raises like `show`."""
+    manifest = read_manifest(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    title = html.escape(headline(folder, tokenizer))
+    title = html.escape(headline(folder, manifest, tokenizer))
     samples = (_as_article(sample, tokenizer) for sample in read_samples(folder, limit))
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
@@ -105,7 +114,7 @@ def _captions(meta: dict[str, Any]) -> Iterable[tuple[str, list[int]]]:
 
 
 def _as_text(sample: Sample, tokenizer: Tokenizer) -> str:
-    """One sample as a few lines of text: UNK stands where the vocabulary lacks a word."""
+    """One sample as a few lines of text, with UNK for each word that is not in the vocabulary."""
     key, image, meta = sample
     lines = [f"{key}  {_facts(image, meta)}"]
     for caption, tokens in _captions(meta):

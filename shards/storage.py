@@ -1,8 +1,8 @@
-"""Folders and files of this machine, or behind any URL that fsspec knows.
+"""Files and folders on this machine, or behind any URL that fsspec knows.
 
-A `Path` in this package is a pathlib path, or for a URL universal_pathlib's, which has the same
-methods. Here is what differs: reads are tried again, uploads are checked, and what must lie on this
-machine's disk is fetched.
+A `Path` in this package is a pathlib path or, for a URL, a path of universal_pathlib with the same
+methods. The functions here do what differs between the two: remote reads are retried, uploads are
+checked, and files that must be on the local disk are fetched.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 ATTEMPTS = 6
-FIRST_PAUSE_S = 0.2  # doubled after each attempt: 6 s in all
+FIRST_PAUSE_S = 0.2  # doubled after each attempt: 6 s in total
 LONGEST_PAUSE_S = 15.0
-TELL_S = 5.0  # of failing, before that is told
+TELL_S = 5.0  # of failures, before they are reported
 
 
 class LastingError(OSError):
-    """A failure that asking again has proved not to mend."""
+    """A failure that lasts: it has been retried already."""
 
 
-# Asking again does not change these answers.
+# Errors that a retry does not change.
 LASTING_ERRORS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, MemoryError,
     LastingError,
@@ -36,34 +36,35 @@ T = TypeVar("T")
 
 
 def location(text: str) -> Path:
-    """The path of a folder or file given as a path or as a URL such as s3://bucket/folder.
+    """The path of a folder or file that is given as a path or as a URL such as s3://bucket/folder.
 
     Raises:
-        ValueError: a URL, but the libraries for it are not installed, or know no such scheme.
+        ValueError: a URL whose libraries are not installed, or whose scheme is unknown.
     """
     if "://" not in text:
         return Path(text)
     try:
         from upath import UPath
 
-        # Listings are not remembered: other processes write to the same folder.
+        # Listings are not cached, because other processes write to the same folder.
         path = UPath(text, use_listings_cache=False, **_timeouts(text))
-        _ = path.fs  # connects to nothing, but needs the scheme's library
+        _ = path.fs  # does not connect, but imports the library of the scheme
         if path.protocol in ("file", "local"):
             return Path(path.path)
     except ValueError as error:
-        raise ValueError(f"{text}: no path, and no kind of URL that is known ({error})") from None
+        raise ValueError(f"{text}: unknown kind of URL ({error})") from None
     except ImportError as error:
         raise ValueError(
-            f"{text}: needs more libraries, pip install 'capstream[remote]' ({error})"
+            f"{text}: a URL needs more libraries: pip install 'capstream[remote]' ({error})"
         ) from None
     return cast(Path, path)
 
 
 def _timeouts(text: str) -> dict[str, Any]:
-    """Options that make a silent connection end, to be tried again; s3fs waits 15 s by itself.
+    """Options that end a silent connection, so that it is retried; s3fs ends it after 15 s itself.
 
-    fsspec's own for http limits the whole transfer, which a large file on a slow line outlasts.
+    The default of fsspec for http limits the whole transfer, and a large file on a slow line takes
+    longer.
     """
     if not text.startswith(("http://", "https://")):
         return {}
@@ -76,12 +77,12 @@ def _timeouts(text: str) -> dict[str, Any]:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is a URL's."""
+    """Whether a path is a URL."""
     return not isinstance(path, Path)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file; from afar with several attempts.
+    """The contents of a file. Remote reads are retried.
 
     Raises:
         OSError: it cannot be read.
@@ -90,13 +91,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_parsed(path: Path, parse: Callable[[bytes], T]) -> T:
-    """What `parse` makes of a file; from afar asked for again where nothing can be made of it.
+    """The parsed contents of a file. A remote file that cannot be parsed is read again.
 
-    Half an answer may look whole, and fsspec's open() takes any failure of a web server for a file
-    that is not there.
+    Half an answer may look complete, and the open() of fsspec reports any failure of a web server
+    as a missing file.
 
     Raises:
-        OSError: it cannot be read, or from afar not be parsed.
+        OSError: it cannot be read, or a remote file cannot be parsed.
     """
     if not is_remote(path):
         return parse(path.read_bytes())
@@ -104,10 +105,10 @@ def read_parsed(path: Path, parse: Callable[[bytes], T]) -> T:
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
-    """`size` bytes of a file from `offset` on.
+    """Read `size` bytes of a file from byte `offset` on.
 
     Raises:
-        OSError: it cannot be read, or ends before.
+        OSError: it cannot be read, or is too short.
     """
     if not is_remote(path):
         with open(path, "rb") as file:
@@ -123,25 +124,25 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file.
+    """The size of a file in bytes.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such file.
     """
     return persistently(path, lambda: path.stat().st_size)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents; object stores need none."""
+    """Make a folder and its parents. Object stores have no folders to make."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def upload(local: Path, path: Path) -> None:
-    """Put a whole file of this machine under a URL, where it appears at once or not at all.
+    """Upload a file of this machine to a URL, where it appears whole or not at all.
 
     Raises:
-        OSError: it cannot be put there.
+        OSError: the upload failed.
     """
 
     def put() -> None:
@@ -155,7 +156,7 @@ def upload(local: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A path of this machine with the contents of `path`: itself, or a copy for the time being."""
+    """A local path with the contents of `path`: itself, or a temporary copy of a remote file."""
     if not is_remote(path):
         yield path
         return
@@ -172,24 +173,24 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 
 def fetch(path: Path, local: Path) -> None:
-    """Copy a whole file from afar over `local`. One attempt, and what arrived is not checked.
+    """Copy a remote file over `local`, in one attempt. The result is not checked.
 
     Raises:
-        Exception: of the store's library, on any failure.
+        Exception: any failure, as the library of the store raises it.
     """
-    # Left to itself, s3fs holds ten parts of 50 MB in memory. One request for all of it is written
-    # as it comes, and resumed where it is cut off.
+    # By default s3fs holds ten parts of 50 MB in memory. A single request is written to the disk as
+    # it arrives, and resumed where it was cut off.
     options = {"max_concurrency": 1} if "s3" in _fs(path).protocol else {}
     _fs(path).get_file(str(path), str(local), **options)
 
 
 def persistently(path: Path, action: Callable[[], T], patience_s: float = 0.0) -> T:
-    """Do something with a path; from afar again after a pause, when it fails for what may pass.
+    """Call `action`, which uses `path`. For a remote path, temporary failures are retried.
 
     Args:
-        patience_s: go on for so long instead of a few attempts, and say so.
+        patience_s: retry for so long instead of ATTEMPTS times, and report it.
     Raises:
-        OSError: it failed.
+        OSError: it failed every time, or with an error that lasts.
     """
     if not is_remote(path):
         return action()
@@ -197,18 +198,18 @@ def persistently(path: Path, action: Callable[[], T], patience_s: float = 0.0) -
     for attempt in count(1):
         try:
             return action()
-        except Exception as error:  # every store's library has its own kinds
+        except Exception as error:  # the library of each store has its own kinds
             if isinstance(error, LASTING_ERRORS) or getattr(error, "errno", None) in DISK_FULL:
                 raise
             waited_s = time.monotonic() - start
             if waited_s > patience_s if patience_s else attempt == ATTEMPTS:
                 raise OSError(
-                    f"{path}: failed {attempt} times in {waited_s:.0f} s, at last with: {error}"
+                    f"{path}: failed {attempt} times in {waited_s:.0f} s; last error: {error}"
                 ) from error
             if patience_s and not told and waited_s > TELL_S:
                 told = True
                 print(
-                    f"{path}: failed {attempt} times ({error}); trying on for up to "
+                    f"{path}: failed {attempt} times ({error}); retrying for up to "
                     f"{patience_s / 60:.0f} minutes",
                     file=sys.stderr,
                     flush=True,

@@ -1,4 +1,4 @@
-"""Read a finished data set again, every byte, and name each thing that is not as recorded."""
+"""Verifying a finished data set: every byte is read again, and each fault is named."""
 
 import hashlib
 import json
@@ -14,37 +14,27 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from shards.finalize import describe, quarantine_lines, read_sidecars
-from shards.format import (
-    INDEX,
-    MANIFEST,
-    QUARANTINE,
-    TOKENIZER,
-    Index,
-    Manifest,
-    ShardEntry,
-    Sidecar,
-    image_id_of,
-    index_columns,
-    read_index,
-    read_manifest,
-    sidecar_path,
-)
-from shards.images import BadImageError, decode_rgb
+from shards.format.index import Index, index_columns, read_index
+from shards.format.manifest import Manifest, ShardEntry, read_manifest
+from shards.format.names import INDEX, MANIFEST, QUARANTINE, TOKENIZER, image_id_of
+from shards.format.sidecar import Sidecar, sidecar_path
+from shards.images import RejectedImageError, decode_rgb
 from shards.index_tars import index_tars, is_foreign, unlisted_tars
+from shards.messages import counted
 from shards.storage import local_copy, persistently, read_bytes, size_of
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
 
 def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Check manifest, index, sidecars, tars, pictures and tokens against each other.
+    """Check manifest, index, sidecars, tars, images and tokens against each other.
 
     Args:
-        fast: check sizes and sidecars only; no tar is read.
+        fast: check sizes and sidecars only, read no tar.
     Yields:
-        After each part of the work the number of samples checked in it, and its faults: one line
-        each, naming the file and the sample.
+        For each part of the work, the number of samples that it checked, and its faults: one line
+        each that names the file and the sample.
     Raises:
-        ValueError: there is no finished data set to check.
+        ValueError: the folder is not a finished data set.
     """
     manifest = read_manifest(folder)
     index = read_index(folder)
@@ -59,7 +49,7 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
     found = index_tars(folder, folder / TOKENIZER) if foreign else read_sidecars(folder)
     for sidecar in found:
         faults = list(_sidecar_faults(folder / sidecar.shard, sidecar))
-        # Tars of ours are numbered; among others' one may be gone or new.
+        # Our tars are numbered. A tar made by others is found by name: one may be missing or new.
         number = numbers.get(sidecar.shard, len(rows)) if foreign else sidecar.number
         if number < len(rows):
             faults += _index_faults(sidecar, index, *rows[number], foreign)
@@ -71,13 +61,13 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
 
 
 def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Faults of a foreign data set that show without reading it."""
+    """Faults of a foreign data set that show without reading its tars."""
     yield from _unlisted_faults(folder, manifest)
     for shard in manifest.shards:
         try:
             num_bytes = size_of(folder / shard.file)
         except FileNotFoundError:
-            yield f"{shard.file}: is not there"
+            yield f"{shard.file}: is missing"
             continue
         if num_bytes != shard.num_bytes:
             yield f"{shard.file}: {num_bytes:,} bytes, not the {shard.num_bytes:,} of {MANIFEST}"
@@ -85,13 +75,13 @@ def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 def _unlisted_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
     for name in unlisted_tars(folder, manifest):
-        yield f"{name}: not in {INDEX}; index the folder again, or keep the tar elsewhere"
+        yield f"{name}: not in {INDEX}; index the folder again, or move the tar elsewhere"
 
 
 def _folder_faults(
     folder: Path, manifest: Manifest, sidecars: list[Sidecar], index: Index
 ) -> Iterator[str]:
-    """Faults of the files that speak for all shards."""
+    """Faults of the files that describe all shards."""
     foreign = is_foreign(manifest)
     yield from _manifest_faults(manifest, describe(folder, sidecars), foreign)
     if tokenizer_sha256(folder / TOKENIZER) != sidecars[0].build["tokenizer_sha256"]:
@@ -102,39 +92,44 @@ def _folder_faults(
         built = {sidecar.shard for sidecar in sidecars}
         for name in unlisted_tars(folder, manifest):
             if name not in built:
-                yield f"{name}: not of this data set, but other readers would read it"
+                yield f"{name}: does not belong to this data set, but other readers would read it"
     quarantine = folder / QUARANTINE
     exists = persistently(quarantine, quarantine.exists)
     if not exists or read_bytes(quarantine) != quarantine_lines(sidecars):
-        yield f"{QUARANTINE}: not the records and captions that the sidecars left out"
+        yield f"{QUARANTINE}: does not list the records and captions that the sidecars reject"
     starts = [0, *accumulate(sidecar.num_samples for sidecar in sidecars)]
     command = "index" if foreign else "finalize"
     if index.shard_starts.tolist() != starts or len(index) != starts[-1]:
         yield (
-            f"{INDEX}: {len(index)} samples in {len(index.shard_starts) - 1} shards, not dealt as "
-            f"the {starts[-1]} in {len(sidecars)} shards are; rebuild it with {command}"
+            f"{INDEX}: {counted(len(index), 'sample')} in "
+            f"{counted(len(index.shard_starts) - 1, 'shard')}, but the shards hold "
+            f"{counted(starts[-1], 'sample')} in {counted(len(sidecars), 'shard')}; write it again "
+            f"with `{command}`"
         )
 
 
 def _manifest_faults(manifest: Manifest, rebuilt: Manifest, foreign: bool) -> Iterator[str]:
-    """Each field in which a manifest differs from the one that its folder would be given now."""
+    """Each field in which the manifest differs from one written now."""
     parts = "the tars" if foreign else "the sidecars"
-    renamed = ("name",) if foreign else ()  # that of the folder, when it was indexed
-    if manifest.index_sha256 != rebuilt.index_sha256:  # either file may be the damaged one
+    renamed = ("name",) if foreign else ()  # the folder may have been renamed since
+    if manifest.index_sha256 != rebuilt.index_sha256:  # either file may be damaged
         yield f"{INDEX}: its sha256 is not the index_sha256 of {MANIFEST}"
     for field in fields(Manifest):
         found, wanted = getattr(manifest, field.name), getattr(rebuilt, field.name)
         if found != wanted and field.name not in ("index_sha256", "shards", *renamed):
             yield f"{MANIFEST}: {field.name} is {found!r}, {parts} give {wanted!r}"
-    if foreign:  # their tars have no numbers: one may be gone or new
+    if foreign:  # tars made by others have no numbers: one may be missing or new
         there = {shard.file: shard for shard in rebuilt.shards}
         for entry in manifest.shards:
             if entry.file in there:
                 yield from _entry_faults(entry, there[entry.file], "the tar")
             else:
-                yield f"{entry.file}: is not there"
+                yield f"{entry.file}: is missing"
     elif len(manifest.shards) != len(rebuilt.shards):
-        yield f"{MANIFEST}: {len(manifest.shards)} shards, {len(rebuilt.shards)} have sidecars"
+        yield (
+            f"{MANIFEST}: lists {counted(len(manifest.shards), 'shard')}, but "
+            f"{len(rebuilt.shards)} have sidecars"
+        )
     else:
         for entry, should in zip(manifest.shards, rebuilt.shards, strict=True):
             yield from _entry_faults(
@@ -160,15 +155,15 @@ def _sidecar_faults(path: Path, sidecar: Sidecar) -> Iterator[str]:
         ("num_bytes", size_of(path)),
     ):
         if getattr(sidecar, part) != wanted:
-            yield f"{name}: {part} is {getattr(sidecar, part)}, there are {wanted}"
+            yield f"{name}: {part} is {getattr(sidecar, part)}, but there are {wanted}"
 
 
 def _index_faults(
     sidecar: Sidecar, index: Index, first: int, last: int, foreign: bool
 ) -> Iterator[str]:
-    """Where the index's rows [first, last) are not what the sidecar, or a foreign tar, gives.
+    """Where rows [first, last) of the index differ from the sidecar or the foreign tar.
 
-    By key: a sample that is lost or new says nothing of those behind it.
+    Samples are compared by key, so a missing or new one causes no faults of those after it.
     """
     other = "the tar" if foreign else sidecar_path(Path(sidecar.shard)).name
     left_out = {str(q["image_id"]): q["reason"] for q in sidecar.quarantine if q["caption"] is None}
@@ -180,7 +175,7 @@ def _index_faults(
             name = key.decode(errors="replace")
             reason = left_out.get(str(image_id_of(name)))
             why = f" ({reason})" if reason else ""
-            yield f"{sidecar.shard}: {name}: in {INDEX}, but not in what {other} gives{why}"
+            yield f"{sidecar.shard}: {name}: in {INDEX}, but not in {other}{why}"
     for key in given:
         if key not in indexed:
             yield f"{sidecar.shard}: {key.decode()}: in {other}, but not in {INDEX}"
@@ -189,20 +184,20 @@ def _index_faults(
     for column, values in columns.items():
         for differs in np.flatnonzero(getattr(index, column)[rows] != values[places]):
             name = common[differs].decode()
-            yield f"{sidecar.shard}: {name}: {INDEX} says otherwise of {column} than {other}"
+            yield f"{sidecar.shard}: {name}: {column} in {INDEX} differs from {other}"
     if rows != sorted(rows) or (len(given), len(indexed)) != (len(sidecar.members), last - first):
-        yield f"{sidecar.shard}: {INDEX} or {other} has samples twice, or in another order"
+        yield f"{sidecar.shard}: {INDEX} or {other} has a sample twice, or in another order"
 
 
 def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterator[str]:
     with local_copy(path) as local, open(local, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sidecar.sha256:
-            yield f"{path.name}: sha256 differs from its sidecar's"
+            yield f"{path.name}: its sha256 differs from its sidecar"
         names = [name for m in sidecar.members for name in (f"{m.key}.jpg", f"{m.key}.json")]
         try:
             with tarfile.open(local) as tar:
                 if tar.getnames() != names:
-                    yield f"{path.name}: its members are not those of its sidecar"
+                    yield f"{path.name}: its members are not the ones that its sidecar lists"
         except tarfile.TarError as error:
             yield f"{path.name}: not a readable tar ({error})"
         for member in sidecar.members:
@@ -210,7 +205,7 @@ def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterato
             for part, extent in (("jpg", member.image), ("json", member.meta)):
                 data = os.pread(file.fileno(), extent.size, extent.offset)
                 if zlib.crc32(data) != extent.crc32:
-                    yield f"{where}.{part}: crc32 differs"
+                    yield f"{where}.{part}: its crc32 differs from the sidecar"
                 elif part == "jpg":
                     yield from _image_faults(where, data)
                 else:
@@ -220,14 +215,14 @@ def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterato
 def _image_faults(where: str, data: bytes) -> Iterator[str]:
     try:
         decode_rgb(data)
-    except BadImageError as error:
+    except RejectedImageError as error:
         yield f"{where}.jpg: {error}"
 
 
 def _meta_faults(where: str, data: bytes, tokenizer: Tokenizer) -> Iterator[str]:
-    meta = json.loads(data)  # its crc32 was right, so it is what the builder wrote
+    meta = json.loads(data)  # its crc32 is right, so it is what the builder wrote
     top = max((max(ids, default=0) for ids in meta["tokens"]), default=0)
     if top >= tokenizer.get_vocab_size():
-        yield f"{where}.json: token {top} of a vocabulary of {tokenizer.get_vocab_size()}"
+        yield f"{where}.json: token {top} is outside the vocabulary of {tokenizer.get_vocab_size()}"
     if encode_all(tokenizer, meta["captions"]) != meta["tokens"]:
-        yield f"{where}.json: the captions do not give the stored tokens"
+        yield f"{where}.json: the stored tokens are not those of the captions"

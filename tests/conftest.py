@@ -84,12 +84,15 @@ def save_annotations(folder: Path, annotations: object) -> None:
 
 
 def build_command(folder: Path, scenes: Scenes, out: Path, *options: object) -> list[object]:
-    return [
-        "build", "--images", folder / "train2017",
-        "--annotations", folder / "annotations" / "captions_train2017.json",
-        "--tokenizer", scenes.tokenizer, "--out", out, "--samples-per-shard", 10,
-        "--workers", 1, *options,
-    ]  # fmt: skip
+    """`build` of the training split of a folder, with options that replace those given here."""
+    usual = {
+        "--images": folder / "train2017",
+        "--annotations": folder / "annotations" / "captions_train2017.json",
+        "--tokenizer": scenes.tokenizer, "--out": out, "--samples_per_shard": 10, "--workers": 1,
+    }  # fmt: skip
+    given = {str(option).replace("-", "_") for option in options}
+    kept = [pair for pair in usual.items() if pair[0].replace("-", "_") not in given]
+    return ["build", *(part for pair in kept for part in pair), *options]
 
 
 @pytest.fixture(scope="session")

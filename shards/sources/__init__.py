@@ -1,1 +1,1 @@
-"""Captioned data sets as others lay them out -> Record."""
+"""Reading captioned data sets in the forms that others use: each becomes a list of records."""

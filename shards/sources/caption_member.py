@@ -1,4 +1,4 @@
-"""The captions of a sample in a tar made by anyone: `.txt`, one caption, or `.json`, an object."""
+"""The captions in a tar made by others: a `.txt` member with one caption, or a `.json` object."""
 
 import contextlib
 from typing import Any
@@ -7,11 +7,11 @@ from shards.sources.annotation_json import parse_json
 
 
 def read_captions(data: bytes, is_text: bool | None = None) -> tuple[str, ...]:
-    """The captions of one such file.
+    """The captions in the bytes of one such member.
 
     Args:
-        is_text: whether it is one caption rather than JSON; None tells them apart by whether it is
-            an object with captions, which no caption looks like.
+        is_text: whether it is one caption rather than JSON. None finds out: an object that has
+            captions is JSON, anything else is a caption.
     Raises:
         ValueError: it is neither; says why.
     """
@@ -28,9 +28,9 @@ def read_captions(data: bytes, is_text: bool | None = None) -> tuple[str, ...]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot be read ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     found = value.get("captions", value.get("caption"))
     several = [found] if isinstance(found, str) else found if found is not None else []
     if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
-        raise ValueError("`captions` is no list of strings")
+        raise ValueError("`captions` is not a list of strings")
     return tuple(several)

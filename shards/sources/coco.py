@@ -1,4 +1,4 @@
-"""COCO's caption files, of 2014 and 2017 and all that share their form."""
+"""COCO caption files of 2014 and 2017, and all files of the same form."""
 
 import contextlib
 import io
@@ -12,15 +12,15 @@ from shards.sources.record import Record
 
 
 def read_coco(path: Path, dataset: dict[str, Any]) -> list[Record]:
-    """Every image of a COCO caption file, sorted by id, its captions by annotation id.
+    """Every image of a COCO caption file, sorted by id, with its captions by annotation id.
 
     Args:
         path: names the file in errors.
         dataset: its parsed contents.
     Raises:
-        ValueError: it is not a COCO caption file; the message names the first entry at fault.
+        ValueError: it is not a COCO caption file; the message names the first wrong entry.
     """
-    _check(path, dataset)
+    check_coco(path, dataset)
     coco = COCO()
     coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
@@ -34,14 +34,19 @@ def read_coco(path: Path, dataset: dict[str, Any]) -> list[Record]:
     return records
 
 
-def _check(path: Path, dataset: dict[str, Any]) -> None:
+def check_coco(path: Path, dataset: dict[str, Any]) -> None:
+    """Check that a parsed file is a COCO caption file.
+
+    Raises:
+        ValueError: it is not; the message names the first wrong entry.
+    """
     known: set[int] = set()
     for position, image in enumerate(entries_of(path, dataset, "images")):
         where = f"images[{position}]"
         image_id = field_of(path, where, image, "id", int)
         field_of(path, where, image, "file_name", str)
         if image_id in known:
-            raise ValueError(f"{path}: {where}: image id {image_id} stands more than once")
+            raise ValueError(f"{path}: {where}: image id {image_id} occurs more than once")
         known.add(image_id)
     if not known:
         raise ValueError(f"{path}: lists no image")
@@ -50,10 +55,11 @@ def _check(path: Path, dataset: dict[str, Any]) -> None:
         where = f"annotations[{position}]"
         caption_id = field_of(path, where, entry, "id", int)
         field_of(path, where, entry, "caption", str)
-        if caption_id in captions:  # pycocotools would keep the later one only, twice
-            raise ValueError(f"{path}: {where}: annotation id {caption_id} stands more than once")
+        if caption_id in captions:  # pycocotools would keep only the later one, and twice
+            raise ValueError(f"{path}: {where}: annotation id {caption_id} occurs more than once")
         captions.add(caption_id)
         if field_of(path, where, entry, "image_id", int) not in known:
             raise ValueError(
-                f"{path}: {where} is of image {entry['image_id']}, which `images` does not list"
+                f"{path}: {where} belongs to image {entry['image_id']}, which `images` does not "
+                "list"
             )

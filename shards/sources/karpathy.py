@@ -13,23 +13,23 @@ from shards.sources.record import Record
 
 
 def is_karpathy(dataset: dict[str, Any]) -> bool:
-    """Whether a parsed annotation file is one of Karpathy's: its images bring their sentences."""
+    """Whether a parsed annotation file is one of Karpathy's: its images have `sentences`."""
     images = dataset.get("images")
     first = images[0] if isinstance(images, list) and images else None
     return isinstance(first, dict) and "sentences" in first
 
 
 def read_karpathy(path: Path, dataset: dict[str, Any], splits: Collection[str]) -> list[Record]:
-    """The images of some splits, in the file's order.
+    """The images of some splits, in the order of the file.
 
-    An image's id is COCO's own (`cocoid`) where there is one, else `imgid`.
+    The id of an image is its `cocoid` where it has one, else its `imgid`.
 
     Args:
         path: names the file in errors.
         dataset: its parsed contents.
-        splits: such as train and restval.
+        splits: the names of the wanted splits, such as train and restval.
     Raises:
-        ValueError: an entry is not as it should be, or there is no such split.
+        ValueError: an entry is malformed, no split is named, or there is no such split.
     """
     images = entries_of(path, dataset, "images")
     counts = Counter(
@@ -37,21 +37,28 @@ def read_karpathy(path: Path, dataset: dict[str, Any], splits: Collection[str]) 
     )
     listed = ", ".join(f"{split} ({count:,})" for split, count in counts.most_common())
     if not splits:
-        raise ValueError(f"{path}: say which splits to take with --split; it has {listed}")
+        raise ValueError(f"{path}: name the wanted splits with --split; it has {listed}")
     unknown = sorted(set(splits) - set(counts))
     if unknown:
         raise ValueError(f"{path}: no split {', '.join(unknown)}; it has {listed}")
     return [
-        _record(path, f"images[{number}]", image)
+        record_of(path, f"images[{number}]", image)
         for number, image in enumerate(images)
         if image["split"] in splits
     ]
 
 
-def _record(path: Path, where: str, image: dict[str, Any]) -> Record:
+def record_of(path: Path, where: str, image: dict[str, Any]) -> Record:
+    """The record of one entry of `images`.
+
+    Args:
+        where: names the entry in errors, such as "images[3]".
+    Raises:
+        ValueError: the entry is malformed.
+    """
     id_field = "cocoid" if "cocoid" in image else "imgid"
     name = field_of(path, where, image, "filename", str)
-    if "filepath" in image:  # COCO's: train2014 or val2014
+    if "filepath" in image:  # of the COCO file: train2014 or val2014
         name = f"{field_of(path, where, image, 'filepath', str)}/{name}"
     sentences = entries_of(path, image, "sentences")
     captions = tuple(

@@ -3,33 +3,34 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from shards.format import KEY_CHARACTERS, key_of
+from shards.format.names import KEY_CHARACTERS, key_of
 
-MAX_KEY = 80  # characters; with its extension a key must fit a ustar name of 100 bytes
+MAX_KEY = 80  # characters: with its extension a key must fit a ustar name of 100 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class TarSpan:
-    """Where a picture lies that is a member of a tar."""
+    """The position of a member in a tar."""
 
     tar: str  # relative to the image folder
-    offset: int  # bytes from the start of the tar to the picture
+    offset: int  # bytes from the start of the tar to the data
     size: int  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of a source with all its captions, nothing checked but the types."""
+    """One image of a source with all its captions. Only the types have been checked."""
 
     image_id: int | str
     file_name: str  # relative to the image folder
     captions: tuple[str, ...]
-    span: TarSpan | None = None  # None: the picture is a file of its own
-    caption_span: TarSpan | None = None  # of the captions, where they are a member of a tar too
-    fault: tuple[str, str] | None = None  # reason and detail, if it is known to be bad
+    span: TarSpan | None = None  # None: the image is a file of its own
+    caption_span: TarSpan | None = None  # set where the captions are a member of a tar
+    fault: tuple[str, str] | None = None  # reason and detail, where it is known to be unusable
 
     @property
     def key(self) -> str:
@@ -38,10 +39,10 @@ class Record:
 
 
 def name_key(file_name: str, plain: bool = True) -> str:
-    """A sample key for a picture that has a name only: the name without its extension.
+    """A sample key for an image that has no id: its file name without the extension.
 
-    Where that has other characters than a key may have, or is not to be `plain`, they are replaced,
-    and sixteen digits of the name's hash keep different names apart.
+    Characters that a key must not have are replaced, and 16 hex digits of the name's hash are
+    appended, so that different names get different keys. `plain=False` appends them always.
     """
     stem = re.sub(r"\.\w{1,5}$", "", file_name)
     if plain and stem and len(stem) <= MAX_KEY and set(stem) <= KEY_CHARACTERS:
@@ -51,8 +52,27 @@ def name_key(file_name: str, plain: bool = True) -> str:
     return f"{readable}-{digest}"
 
 
+def relative_to(images_dir: Path | None) -> Callable[[str], str]:
+    """A function that makes absolute file names inside the image folder relative to it.
+
+    Other names stay as they are, and so does every name where `images_dir` is None or a URL.
+    """
+    if not isinstance(images_dir, Path):
+        return lambda name: name
+    folders = {str(images_dir), str(images_dir.absolute()), str(images_dir.resolve())}
+    prefixes = tuple(folder.rstrip("/") + "/" for folder in folders if folder.startswith("/"))
+
+    def relative(name: str) -> str:
+        if name.startswith(prefixes):
+            prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+            return name[len(prefix) :].lstrip("/")
+        return name
+
+    return relative
+
+
 def source_sha256(records: Iterable[Record]) -> str:
-    """Digest of what was read from a source, in whatever order it was stored."""
+    """Digest of the records of a source. It does not depend on their order."""
     total = hashlib.sha256()
     for record in sorted(records, key=lambda record: record.key):
         span = record.span and (record.span.tar, record.span.offset, record.span.size)
@@ -62,7 +82,7 @@ def source_sha256(records: Iterable[Record]) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be written as UTF-8: JSON may hold half an emoji (a lone surrogate)."""
+    """Whether text can be written as UTF-8. JSON may hold half an emoji (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -98,9 +98,9 @@ def test_a_flipped_byte_is_never_read_in_silence(scenes: Scenes, tmp_path: Path)
 
 
 def test_a_folder_that_is_no_data_set_is_named(scenes: Scenes, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder of shards"):
+    with pytest.raises(ValueError, match="no such shard folder"):
         ShardFolder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no finished data set"):
+    with pytest.raises(ValueError, match="not a finished data set"):
         ShardFolder(tmp_path)
     folder = tmp_path / "train"
     shutil.copytree(scenes.train, folder)
@@ -152,5 +152,5 @@ def test_a_manifest_whose_names_lead_elsewhere_is_refused(
     value = json.loads((folder / "manifest.json").read_text())
     value["shards"][1]["file"] = name
     (folder / "manifest.json").write_text(json.dumps(value))
-    with pytest.raises(ValueError, match="no file name of a tar"):
+    with pytest.raises(ValueError, match="not the file name of a tar"):
         ShardFolder(folder)

@@ -29,8 +29,8 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 # A file that is refused names the entry, the line, or what is missing at the top.
-PLACE = re.compile(r"\w+\[\d+\]|line \d+|no list `|no JSON object|lists no image|no column|--split"
-                   r"|more than once|image id|single column")  # fmt: skip
+PLACE = re.compile(r"\w+\[\d+\]|line \d+|no list `|not a JSON object|lists no image|no column"
+                   r"|--split|more than once|image id|more than one column")  # fmt: skip
 
 
 def coco() -> dict[str, Any]:
@@ -152,14 +152,14 @@ def build(path: Path, images: Path, out: Path, tokenizer: Path) -> str:
     splits = ("train",) if path.suffix == ".json" and b"imgid" in path.read_bytes() else ()
     policy = ImagePolicy(resize_short=48, quality=90)
     try:
-        records = read_source(Source(path, splits=splits))
+        records = read_source(Source((path,), splits=splits))
         jobs = plan_jobs(records, images, out, tokenizer, "train", policy, 10)
     except ValueError as error:
         return str(error)
     out.mkdir()
     for job in jobs:
         build_shard(job, lambda position: None)
-    manifest, _ = finalize(out, tokenizer, max_bad=1, max_unk=1)
+    manifest, _ = finalize(out, tokenizer, max_rejected=1, max_unk=1)
     assert manifest.num_samples + len(whole_records(out)) == len(records)
     assert [fault for _, faults in verify(out) for fault in faults] == []
     return ""

@@ -17,11 +17,11 @@ import pytest
 from conftest import Scenes, run_shards
 from PIL import Image
 
-from shards.guard import PICTURE_CPU_S, bounded
-from shards.images import BadImageError, ImagePolicy, pack_image
+from shards.guard import IMAGE_CPU_S, bounded
+from shards.images import ImagePolicy, RejectedImageError, pack_image
 
 NUM_PICTURES = 2_000
-SLOWEST_S = PICTURE_CPU_S
+SLOWEST_S = IMAGE_CPU_S
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
@@ -143,17 +143,17 @@ def test_each_spoilt_picture_is_packed_or_named(
     table.write_text("\n".join(lines))
     done = run_shards(
         "build", "--images", images, "--annotations", table, "--tokenizer", scenes.tokenizer,
-        "--out", tmp_path / "out", "--resize-short", 64, "--workers", 2, "--max-bad", 1,
+        "--out", tmp_path / "out", "--resize-short", 64, "--workers", 2, "--max_rejected", 1,
         "--samples-per-shard", 250, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
-    assert report["images_packed"] + sum(report["quarantined"].values()) == len(pictures)
-    assert set(report["quarantined"]) <= {
+    assert report["images_packed"] + sum(report["rejected"].values()) == len(pictures)
+    assert set(report["rejected"]) <= {
         "damaged image", "empty file", "format not allowed", "image too large", "too costly",
     }  # fmt: skip
-    assert report["quarantined"].get("too costly", 0) == 0  # bombs go by their header
+    assert report["rejected"].get("too costly", 0) == 0  # bombs go by their header
     assert report["images_packed"] > len(pictures) // 5
     checked = run_shards("verify", tmp_path / "out")
     assert checked.returncode == 0, checked.stdout
@@ -172,7 +172,7 @@ def seconds_of_each(pictures: list[bytes]) -> list[float]:
     seconds = []
     for data in pictures:
         started = time.monotonic()
-        with contextlib.suppress(BadImageError):
+        with contextlib.suppress(RejectedImageError):
             bounded(lambda data=data: pack_image(data, policy))  # type: ignore[misc]
         seconds.append(time.monotonic() - started)
     return seconds

@@ -197,7 +197,7 @@ def test_a_store_that_is_away_for_long_is_waited_for(
     assert server.asked.count(name) == 3 * attempts + 1
     (line,) = capfd.readouterr().err.splitlines()
     assert name in line
-    assert "trying on for up to 10 minutes" in line
+    assert "retrying for up to 10 minutes" in line
 
 
 @pytest.mark.usefixtures("fast_retries")

@@ -26,12 +26,13 @@ from conftest import (
 )
 from PIL import Image
 
-from shards.format import Manifest, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import Manifest, read_manifest
 from shards.verify import verify
 
 
 def test_the_bytes_do_not_depend_on_workers(scenes: Scenes, tmp_path: Path) -> None:
-    options = ("--samples-per-shard", 10, "--resize-short", 48)
+    options = ("--samples_per_shard", 10, "--resize_short", 48)
     build_shards(scenes.data, "train", scenes.tokenizer, tmp_path, *options, "--workers", 3)
     assert digests(tmp_path) == digests(scenes.train)
 
@@ -46,7 +47,7 @@ def test_a_build_started_again_does_only_what_is_missing(scenes: Scenes, tmp_pat
     half = out / f".train-000002.tar.{socket.gethostname()}-{killed.pid}.tmp"
     half.write_bytes(b"half a tar")
     before = (out / "train-000001.tar").stat().st_mtime_ns
-    options = ("--samples-per-shard", 10, "--resize-short", 48, "--workers", 1)
+    options = ("--samples_per_shard", 10, "--resize_short", 48, "--workers", 1)
     build_shards(scenes.data, "train", scenes.tokenizer, out, *options)
     assert digests(out) == digests(scenes.train)
     assert (out / "train-000001.tar").stat().st_mtime_ns == before
@@ -55,7 +56,7 @@ def test_a_build_started_again_does_only_what_is_missing(scenes: Scenes, tmp_pat
 def test_shards_of_another_build_are_not_mixed_in(scenes: Scenes, tmp_path: Path) -> None:
     out = tmp_path / "train"
     shutil.copytree(scenes.train, out)
-    done = run_shards(*build_command(scenes.data, scenes, out, "--resize-short", 32))
+    done = run_shards(*build_command(scenes.data, scenes, out, "--resize_short", 32))
     assert done.returncode == 2
     assert "another source, tokenizer or options" in done.stderr
     assert digests(out) == digests(scenes.train)
@@ -81,7 +82,7 @@ def test_what_is_bad_is_named_counted_and_left_out(scenes: Scenes, tmp_path: Pat
     (folder / "train2017" / images[0]).unlink()
     truncated = folder / "train2017" / images[1]
     truncated.write_bytes(truncated.read_bytes()[:-200])
-    (folder / "train2017" / images[2]).write_bytes(b"not a picture")
+    (folder / "train2017" / images[2]).write_bytes(b"not an image")
     annotations["images"][3]["file_name"] = "../val2017/" + images[3]
     ids = [image["id"] for image in annotations["images"]]
     for entry in annotations["annotations"]:
@@ -93,15 +94,15 @@ def test_what_is_bad_is_named_counted_and_left_out(scenes: Scenes, tmp_path: Pat
 
     done = run_shards(*build_command(folder, scenes, out))
     assert done.returncode == 2
-    assert "--max-bad" in done.stderr
+    assert "--max_rejected" in done.stderr
     assert "quarantine.jsonl" in done.stderr
     assert not (out / "manifest.json").exists()
 
-    done = run_shards(*build_command(folder, scenes, out, "--max-bad", 0.1, "--json"))
+    done = run_shards(*build_command(folder, scenes, out, "--max_rejected", 0.1, "--json"))
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["images_packed"] == len(images) - 5
-    assert summary["quarantined"] == {
+    assert summary["rejected"] == {
         "damaged image": 1, "empty caption": 6, "format not allowed": 1, "missing file": 1,
         "no caption": 1, "unsafe file name": 1,
     }  # fmt: skip
@@ -126,16 +127,16 @@ def test_text_that_is_not_utf8_is_left_out(scenes: Scenes, tmp_path: Path) -> No
     tokenizer = tmp_path / "tokenizer.json"
     done = run_shards(
         "tokenizer", "--annotations", folder / "annotations" / "captions_train2017.json",
-        "--out", tokenizer, "--min-count", 1,
+        "--out", tokenizer, "--min_count", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert " of 314 captions;" in done.stdout
     assert "captions skipped, not UTF-8: 1" in done.stdout
 
     out = tmp_path / "out"
-    done = run_shards(*build_command(folder, scenes, out, "--max-bad", 0.1, "--json"))
+    done = run_shards(*build_command(folder, scenes, out, "--max_rejected", 0.1, "--json"))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["quarantined"] == {
+    assert json.loads(done.stdout)["rejected"] == {
         "caption not UTF-8": 1, "missing file": 1, "unsafe file name": 3,
     }  # fmt: skip
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_bytes().splitlines()]
@@ -155,9 +156,9 @@ def test_a_named_pipe_is_not_waited_for(scenes: Scenes, tmp_path: Path) -> None:
     pipe = folder / "train2017" / annotations["images"][0]["file_name"]
     pipe.unlink()
     os.mkfifo(pipe)
-    command = build_command(folder, scenes, tmp_path / "out", "--max-bad", 0.1, "--json")
+    command = build_command(folder, scenes, tmp_path / "out", "--max_rejected", 0.1, "--json")
     done = run_shards(*command)
-    assert json.loads(done.stdout)["quarantined"] == {"missing file": 1}
+    assert json.loads(done.stdout)["rejected"] == {"missing file": 1}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -219,12 +220,12 @@ def test_a_wrong_annotation_file_is_refused(
         (("--tokenizer", "nowhere.json"), "nowhere.json: no such tokenizer"),
         (("--annotations", "nowhere.json"), "nowhere.json: no such annotation file"),
         (("--quality", 0), "--quality"),
-        (("--resize-short", -1), "--resize-short"),
+        (("--resize_short", -1), "--resize_short"),
         (("--workers", 0), "--workers"),
-        (("--samples-per-shard", 0), "--samples-per-shard: must be 1 or more"),
-        (("--max-bad", 5), "--max-bad: must be a share"),
-        (("--job-index", 0), "belong together"),
-        (("--job-index", 3, "--job-count", 3), "--job-index must be 0 to 2"),
+        (("--samples_per_shard", 0), "--samples_per_shard: must be a whole number of 1 or more"),
+        (("--max_rejected", 5), "--max_rejected: must be a share"),
+        (("--job_index", 0), "must be given together"),
+        (("--job_index", 3, "--job_count", 3), "--job_index must be 0 to 2"),
         (("--name", "../x"), "--name"),
     ],
 )
@@ -267,7 +268,7 @@ def quarantining_build(scenes: Scenes, tmp_path: Path) -> Path:
     annotations["annotations"] = [e for e in annotations["annotations"] if e["image_id"] in kept]
     annotations["annotations"][0]["caption"] = " "
     save_annotations(folder, annotations)
-    done = run_shards(*build_command(folder, scenes, tmp_path / "spoilt", "--max-bad", 0.5))
+    done = run_shards(*build_command(folder, scenes, tmp_path / "spoilt", "--max_rejected", 0.5))
     assert done.returncode == 0, done.stderr
     return tmp_path / "spoilt"
 
@@ -321,7 +322,7 @@ def test_verify_names_an_index_of_fewer_shards(scenes: Scenes, tmp_path: Path) -
     shutil.copy(scenes.val / "index.npz", out)
     done = run_shards("verify", out)
     assert done.returncode == 1
-    assert "index.npz: 7 samples in 1 shards" in done.stdout
+    assert "index.npz: 7 samples in 1 shard" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -330,11 +331,11 @@ def test_a_sidecar_of_another_format_version_is_refused(scenes: Scenes, tmp_path
     shutil.copytree(scenes.train, out)
     sidecar = out / "train-000002.json"
     sidecar.write_text(sidecar.read_text().replace('"format_version":2', '"format_version":3'))
-    options = ("--resize-short", 48)
+    options = ("--resize_short", 48)
     for command in (("verify", out), build_command(scenes.data, scenes, out, *options)):
         done = run_shards(*command)
         assert done.returncode == 2
-        assert f"{sidecar}: of format version 3, not 2" in done.stderr
+        assert f"{sidecar}: has format version 3, not 2" in done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -343,7 +344,7 @@ def test_a_tokenizer_is_written_whole_or_not_at_all(scenes: Scenes, tmp_path: Pa
     taken.mkdir()
     annotations = scenes.data / "annotations" / "captions_val2017.json"
     done = run_shards(
-        "tokenizer", "--annotations", annotations, "--out", taken, "--min-count", 1
+        "tokenizer", "--annotations", annotations, "--out", taken, "--min_count", 1
     )  # a folder cannot be replaced by a file: the writing fails at its last step
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -361,7 +362,7 @@ def test_show_prints_captions_and_tokens(scenes: Scenes) -> None:
 
 def test_original_bytes_are_packed_untouched(scenes: Scenes, tmp_path: Path) -> None:
     build_shards(
-        scenes.data, "val", scenes.tokenizer, tmp_path, "--resize-short", 0, "--workers", 1
+        scenes.data, "val", scenes.tokenizer, tmp_path, "--resize_short", 0, "--workers", 1
     )
     tars = [str(tmp_path / shard.file) for shard in read_manifest(tmp_path).shards]
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
@@ -369,7 +370,7 @@ def test_original_bytes_are_packed_untouched(scenes: Scenes, tmp_path: Path) -> 
         assert sample["jpg"] == (scenes.data / "val2017" / name).read_bytes()
 
 
-def test_odd_things_in_the_place_of_pictures_are_named(scenes: Scenes, tmp_path: Path) -> None:
+def test_odd_things_in_the_place_of_images_are_named(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     images = folder / "train2017"
     names = [image["file_name"] for image in annotations["images"][:3]]
@@ -380,9 +381,11 @@ def test_odd_things_in_the_place_of_pictures_are_named(scenes: Scenes, tmp_path:
     annotations["images"][2]["file_name"] = f"{names[0]}/inside.jpg"
     annotations["images"][3]["file_name"] += "/inside.jpg"
     save_annotations(folder, annotations)
-    done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max-bad", 0.1, "--json"))
+    done = run_shards(
+        *build_command(folder, scenes, tmp_path / "out", "--max_rejected", 0.1, "--json")
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["quarantined"] == {"missing file": 3, "unreadable file": 1}
+    assert json.loads(done.stdout)["rejected"] == {"missing file": 3, "unreadable file": 1}
 
 
 def test_what_would_destroy_something_is_refused(scenes: Scenes, tmp_path: Path) -> None:
@@ -390,7 +393,7 @@ def test_what_would_destroy_something_is_refused(scenes: Scenes, tmp_path: Path)
     shutil.copytree(scenes.train, out)
     annotations = scenes.data / "annotations" / "captions_val2017.json"
     for command, message in (
-        (("show", out, "--html", out / "manifest.json"), "name a .html file"),
+        (("show", out, "--html", out / "manifest.json"), "must end in .html"),
         (("tokenizer", "--annotations", annotations, "--out", out / "manifest.json"), "tokenizer"),
         (("build", "--webdataset", out, "--tokenizer", scenes.tokenizer, "--out", out), "--out"),
     ):
@@ -409,13 +412,13 @@ def test_verify_names_a_stray_tar_and_a_manifest_that_is_none(
     (out / "stray.tar").write_bytes(b"")
     done = run_shards("verify", out)
     assert done.returncode == 1
-    assert "stray.tar: not of this data set" in done.stdout
-    assert "remove it with its .json and run the same build again" in done.stdout
+    assert "stray.tar: does not belong to this data set" in done.stdout
+    assert "remove its .tar and .json and run the same build again" in done.stdout
     text = (out / "manifest.json").read_text()
     (out / "manifest.json").write_text(text.replace('"num_samples": 63', '"num_samples": "x"'))
     done = run_shards("verify", out)
     assert done.returncode == 2
-    assert "num_samples is no number" in done.stderr
+    assert "num_samples is not a number" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

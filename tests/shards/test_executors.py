@@ -1,4 +1,4 @@
-"""Where jobs run makes no difference to what comes out, and one bad picture harms no other."""
+"""Where jobs run makes no difference to what comes out, and one bad image harms no other."""
 
 import faulthandler
 import io
@@ -21,9 +21,9 @@ from conftest import ROOT, Scenes, build_command, coco_folder, digests, run_shar
 from PIL import Image
 
 from shards.guard import bounded_in_own_process, limit_memory
-from shards.images import BadImageError
+from shards.images import RejectedImageError
 
-OPTIONS = ("--resize-short", 48)
+OPTIONS = ("--resize_short", 48)
 
 
 def test_an_array_finished_in_any_order_gives_the_same_bytes(
@@ -34,7 +34,7 @@ def test_an_array_finished_in_any_order_gives_the_same_bytes(
     command = build_command(scenes.data, scenes, tmp_path, *OPTIONS)
     for member in members:
         assert not (tmp_path / "manifest.json").exists()
-        done = run_shards(*command, "--job-index", member, "--job-count", 8)
+        done = run_shards(*command, "--job_index", member, "--job_count", 8)
         assert done.returncode == 0, done.stderr
     done = run_shards("finalize", tmp_path, "--tokenizer", scenes.tokenizer, "--json")
     assert done.returncode == 0, done.stderr
@@ -44,10 +44,10 @@ def test_an_array_finished_in_any_order_gives_the_same_bytes(
 
 def test_finalize_names_the_shards_that_are_not_done(scenes: Scenes, tmp_path: Path) -> None:
     command = build_command(scenes.data, scenes, tmp_path, *OPTIONS)
-    assert run_shards(*command, "--job-index", 0, "--job-count", 4).returncode == 0
+    assert run_shards(*command, "--job_index", 0, "--job_count", 4).returncode == 0
     done = run_shards("finalize", tmp_path, "--tokenizer", scenes.tokenizer)
     assert done.returncode == 2
-    assert "5 of 7 shards are not done (train-000001.tar, " in done.stderr
+    assert "5 of 7 shards are not packed (train-000001.tar, " in done.stderr
 
 
 def test_ray_gives_the_same_bytes(scenes: Scenes, tmp_path: Path) -> None:
@@ -72,25 +72,25 @@ def test_two_builds_of_one_folder_do_no_harm(scenes: Scenes, tmp_path: Path) -> 
     assert digests(tmp_path) == digests(scenes.train)
 
 
-def test_pictures_that_have_come_back_are_packed(scenes: Scenes, tmp_path: Path) -> None:
+def test_images_that_have_come_back_are_packed(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     names = [image["file_name"] for image in annotations["images"][:2]]
     out = tmp_path / "out"
     (folder / "train2017" / names[0]).rename(tmp_path / "missing")
     (folder / "train2017" / names[1]).write_bytes(b"")
-    command = build_command(folder, scenes, out, *OPTIONS, "--max-bad", 1, "--json")
+    command = build_command(folder, scenes, out, *OPTIONS, "--max_rejected", 1, "--json")
     first = json.loads(run_shards(*command).stdout)
-    assert first["quarantined"] == {"empty file": 1, "missing file": 1}
+    assert first["rejected"] == {"empty file": 1, "missing file": 1}
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     (tmp_path / "missing").rename(folder / "train2017" / names[0])
     again = json.loads(run_shards(*command).stdout)
-    assert again["quarantined"] == {"empty file": 1}
+    assert again["rejected"] == {"empty file": 1}
     assert again["images_packed"] == first["images_packed"] + 1
     assert sum(path.stat().st_mtime_ns != time for path, time in before.items()) == 1
     assert run_shards("verify", out).returncode == 0
 
 
-# ------------------------------------------------------------------------- what a picture may cost
+# ------------------------------------------------------------------------- what an image may cost
 
 
 def scan_bomb() -> bytes:
@@ -102,14 +102,16 @@ def scan_bomb() -> bytes:
     return data[:-2] + last_scan * 200 + data[-2:]
 
 
-def test_a_picture_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_path: Path) -> None:
+def test_an_image_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     bad = annotations["images"][7]
     (folder / "train2017" / bad["file_name"]).write_bytes(scan_bomb())
     started = time.monotonic()
-    done = run_shards(*build_command(folder, scenes, tmp_path / "out", "--max-bad", 0.1, "--json"))
+    done = run_shards(
+        *build_command(folder, scenes, tmp_path / "out", "--max_rejected", 0.1, "--json")
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["quarantined"] == {"too costly": 1}
+    assert json.loads(done.stdout)["rejected"] == {"too costly": 1}
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["file_name"] == bad["file_name"]
     assert "takes more than 2 s" in line
@@ -128,7 +130,7 @@ def test_a_picture_that_takes_too_long_is_left_out_alone(scenes: Scenes, tmp_pat
     ],
 )
 def test_a_decoder_may_die_alone(work: object, reason: str, detail: str) -> None:
-    with pytest.raises(BadImageError) as caught:
+    with pytest.raises(RejectedImageError) as caught:
         bounded_in_own_process(work)  # type: ignore[arg-type]
     assert caught.value.reason == reason
     assert detail in caught.value.detail
@@ -137,8 +139,8 @@ def test_a_decoder_may_die_alone(work: object, reason: str, detail: str) -> None
 # ----------------------------------------------------------------------------- a machine that fails
 
 
-def large_pictures(scenes: Scenes, folder: Path) -> Path:
-    """The drawn data set with pictures that take a while each."""
+def large_images(scenes: Scenes, folder: Path) -> Path:
+    """The drawn data set with images that take a while each."""
     data, annotations = coco_folder(scenes, folder)
     large = folder / "large.jpg"
     Image.effect_noise((2500, 2500), 50).convert("RGB").save(large)
@@ -153,7 +155,7 @@ def large_pictures(scenes: Scenes, folder: Path) -> Path:
 def test_a_stopped_build_says_how_to_go_on(
     scenes: Scenes, tmp_path: Path, number: int, code: int
 ) -> None:
-    data = large_pictures(scenes, tmp_path / "data")
+    data = large_images(scenes, tmp_path / "data")
     out = tmp_path / "out"
     command = build_command(data, scenes, out, "--workers", 2)
     build = psutil.Popen(
@@ -169,14 +171,14 @@ def test_a_stopped_build_says_how_to_go_on(
     _, said = build.communicate(timeout=30)
     assert time.monotonic() - asked < 2
     assert build.returncode == code
-    assert "the same command goes on from there" in said
+    assert "run the same command again to continue" in said
     assert "Traceback" not in said
     assert psutil.wait_procs(children, timeout=2)[1] == []
     assert list(out.glob(".*")) == []
 
 
 def test_a_vanished_source_stops_the_build(scenes: Scenes, tmp_path: Path) -> None:
-    data = large_pictures(scenes, tmp_path / "data")
+    data = large_images(scenes, tmp_path / "data")
     command = build_command(data, scenes, tmp_path / "out", "--workers", 2)
     build = subprocess.Popen(
         [sys.executable, "-m", "shards", *map(str, command)],
@@ -226,25 +228,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(scenes: Scenes, tmp_path: P
 
 
 def test_the_kubernetes_jobs_use_options_that_exist() -> None:
-    known = set(re.findall(r"--[a-z-]+", run_shards("build", "--help").stdout))
-    known |= set(re.findall(r"--[a-z-]+", run_shards("finalize", "--help").stdout))
+    helps = (run_shards(command, "--help").stdout for command in ("build", "finalize"))
+    known = {option for text in helps for option in re.findall(r"--[a-z_]+", text)}
     jobs = list(yaml.safe_load_all((ROOT / "launch/kubernetes/build-shards.yaml").read_text()))
     assert [job["kind"] for job in jobs] == ["Job", "Job"]
     for job in jobs:
         (container,) = job["spec"]["template"]["spec"]["containers"]
-        flags = {arg.partition("=")[0] for arg in container["args"] if arg.startswith("--")}
-        assert flags
-        assert flags <= known
-    assert f"--job-count={jobs[0]['spec']['completions']}" in str(jobs[0])
+        options = {arg.partition("=")[0] for arg in container["args"] if arg.startswith("--")}
+        assert options
+        assert {f"--{option[2:].replace('-', '_')}" for option in options} <= known
+    count = jobs[0]["spec"]["completions"]
+    assert re.search(rf"--job[-_]count={count}\b", str(jobs[0]))
 
 
-def test_show_writes_a_page_of_pictures(scenes: Scenes, tmp_path: Path) -> None:
+def test_show_writes_a_page_of_images(scenes: Scenes, tmp_path: Path) -> None:
     folder, annotations = coco_folder(scenes, tmp_path / "data")
     for entry in annotations["annotations"]:
         entry["caption"] = "<b>a circle & a zebra</b>"
     save_annotations(folder, annotations)
     out, page = tmp_path / "out", tmp_path / "page.html"
-    assert run_shards(*build_command(folder, scenes, out, "--max-unk", 1)).returncode == 0
+    assert run_shards(*build_command(folder, scenes, out, "--max_unk", 1)).returncode == 0
     assert run_shards("show", out, "--limit", 4, "--html", page).returncode == 0
     text = page.read_text()
     assert text.count('src="data:image/jpeg;base64,') == 4

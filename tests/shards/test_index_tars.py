@@ -21,7 +21,7 @@ from shards.tokenizer import encode_all
 CAPTIONS = ["A red circle on a green background.", "A circle."]
 
 
-def picture(number: int, form: str = "JPEG", **options: object) -> bytes:
+def made_image(number: int, form: str = "JPEG", **options: object) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (40 + number, 36), (5 * number, 90, 30)).save(data, form, **options)
     return data.getvalue()
@@ -30,7 +30,7 @@ def picture(number: int, form: str = "JPEG", **options: object) -> bytes:
 def turned(number: int) -> bytes:
     exif = Image.Exif()
     exif[274] = 6
-    return picture(number, exif=exif)
+    return made_image(number, exif=exif)
 
 
 @pytest.fixture
@@ -42,14 +42,16 @@ def tars(tmp_path: Path) -> Path:
         with webdataset.TarWriter(str(folder / f"part{number}.tar")) as writer:
             for sample in range(20):
                 caption = {"txt": CAPTIONS[0]} if sample % 2 else {"json": {"captions": CAPTIONS}}
-                writer.write({"__key__": f"Photo_{sample:03d}", "jpg": picture(sample), **caption})
+                writer.write(
+                    {"__key__": f"Photo_{sample:03d}", "jpg": made_image(sample), **caption}
+                )
     with tarfile.open(folder / "z.tar", "w") as tar:
         for name, data in (
             ("a folder/X.1.TXT", CAPTIONS[0].encode()),
-            ("a folder/X.1.JPEG", picture(1)),
+            ("a folder/X.1.JPEG", made_image(1)),
             ("a folder/X.1.npy", b"not ours"),
             ("7.caption.json", json.dumps({"caption": CAPTIONS[1]}).encode()),
-            ("7.jpg", picture(2)),
+            ("7.jpg", made_image(2)),
         ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -72,7 +74,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes | tuple[bytes, str]]]) 
 
 
 def sample(key: str, caption: bytes = b"A circle.", part: str = "txt") -> list[tuple[str, bytes]]:
-    return [(f"{key}.jpg", picture(1)), (f"{key}.{part}", caption)]
+    return [(f"{key}.jpg", made_image(1)), (f"{key}.{part}", caption)]
 
 
 def named(folder: Path) -> set[tuple[str, int | None, str]]:
@@ -82,7 +84,7 @@ def named(folder: Path) -> set[tuple[str, int | None, str]]:
 
 def index(folder: Path, scenes: Scenes, *options: object) -> dict:
     done = run_shards("index", folder, "--tokenizer", scenes.tokenizer, "--json",
-                      "--max-unk", 1, *options)  # fmt: skip
+                      "--max_unk", 1, *options)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -124,15 +126,15 @@ def test_they_verify_show_and_train(tars: Path, scenes: Scenes, tmp_path: Path) 
 
 def test_what_cannot_be_read_as_it_is_is_left_out_by_name(tars: Path, scenes: Scenes) -> None:
     with webdataset.TarWriter(str(tars / "odd.tar")) as writer:
-        writer.write({"__key__": "drawn", "png": picture(1, "PNG"), "txt": CAPTIONS[0]})
+        writer.write({"__key__": "drawn", "png": made_image(1, "PNG"), "txt": CAPTIONS[0]})
         writer.write({"__key__": "turned", "jpg": turned(1), "txt": CAPTIONS[0]})
-        writer.write({"__key__": "cut", "jpg": picture(1)[:200], "txt": CAPTIONS[0]})
-        writer.write({"__key__": "silent", "jpg": picture(1), "txt": " "})
-        writer.write({"__key__": "good", "jpg": picture(1), "txt": CAPTIONS[0]})
-    refused = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+        writer.write({"__key__": "cut", "jpg": made_image(1)[:200], "txt": CAPTIONS[0]})
+        writer.write({"__key__": "silent", "jpg": made_image(1), "txt": " "})
+        writer.write({"__key__": "good", "jpg": made_image(1), "txt": CAPTIONS[0]})
+    refused = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max_unk", 1)
     assert refused.returncode == 2
-    assert "--max-bad" in refused.stderr
-    report = index(tars, scenes, "--max-bad", 0.2)
+    assert "--max_rejected" in refused.stderr
+    report = index(tars, scenes, "--max_rejected", 0.2)
     assert report["images_packed"] == 43
     lines = (tars / "quarantine.jsonl").read_text().splitlines()
     reasons = {(entry["file_name"], entry["reason"]) for entry in map(json.loads, lines)}
@@ -162,7 +164,7 @@ def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scen
     found, manifest = read_index(tars), read_manifest(tars)
     path = tars / manifest.shards[0].file
     whole = path.read_bytes()
-    path.write_bytes(whole.replace(picture(3), bytes(len(picture(3)))))
+    path.write_bytes(whole.replace(made_image(3), bytes(len(made_image(3)))))
     faults = run_shards("verify", tars).stdout.splitlines()
     about = [line for line in faults if INDEX in line and path.name in line]
     assert len(about) == 1
@@ -173,7 +175,7 @@ def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scen
     faults = run_shards("verify", tars).stdout.splitlines()
     assert not any("z.tar" in line.replace("zz.tar", "") for line in faults)
     assert any(line.startswith("zz.tar: not in") for line in faults)
-    assert f"{path.name}: is not there" in faults
+    assert f"{path.name}: is missing" in faults
 
 
 def test_a_tar_that_came_after_the_index_is_told(
@@ -212,7 +214,7 @@ def test_what_is_wrong_with_one_sample_costs_that_sample_alone(
         ("linked.txt", (tarfile.SYMTYPE, "good.txt")),
         ("gone.jpg", (tarfile.LNKTYPE, "nothing")), ("gone.txt", b"A circle."),
     ])  # fmt: skip
-    report = index(folder, scenes, "--max-bad", 0.9)
+    report = index(folder, scenes, "--max_rejected", 0.9)
     assert (report["images_in"], report["images_packed"], report["captions"]) == (9, 3, 3)
     assert named(folder) == {
         ("t.tar/half.jpg", 0, "caption not UTF-8"),
@@ -256,7 +258,7 @@ def test_no_sample_at_all_is_said_in_one_line(scenes: Scenes, tmp_path: Path) ->
     write_tar(tmp_path / "tars" / "t.tar", [("notes.npy", b"none")])
     done = run_shards("index", tmp_path / "tars", "--tokenizer", scenes.tokenizer)
     assert done.returncode == 2
-    assert "neither pictures nor captions" in done.stderr.splitlines()[-1]
+    assert "neither images nor captions" in done.stderr.splitlines()[-1]
 
 
 def test_a_tokenizer_must_be_named(tars: Path) -> None:
@@ -268,13 +270,13 @@ def test_a_tokenizer_must_be_named(tars: Path) -> None:
 
 def test_files_of_a_sample_may_lie_far_apart(scenes: Scenes, tmp_path: Path) -> None:
     write_tar(tmp_path / "tars" / "t.tar", [
-        ("a.jpg", picture(1)), ("b.jpg", picture(2)), ("a.npy", bytes(MAX_GAP + 1)),
+        ("a.jpg", made_image(1)), ("b.jpg", made_image(2)), ("a.npy", bytes(MAX_GAP + 1)),
         ("a.txt", b"A circle."), ("b.txt", b"A red circle."),
     ])  # fmt: skip
     index(tmp_path / "tars", scenes)
     shards = ShardFolder(tmp_path / "tars")
     found = [(image, meta["captions"]) for _, image, meta in map(shards.read, range(2))]
-    assert found == [(picture(1), ["A circle."]), (picture(2), ["A red circle."])]
+    assert found == [(made_image(1), ["A circle."]), (made_image(2), ["A red circle."])]
 
 
 def test_links_to_one_file_in_tars_of_the_same_keys_are_refused(
@@ -290,12 +292,12 @@ def test_links_to_one_file_in_tars_of_the_same_keys_are_refused(
 
 def test_another_manifest_is_not_written_over(tars: Path, scenes: Scenes, tmp_path: Path) -> None:
     before = digests(scenes.train)
-    done = run_shards("index", scenes.train, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    done = run_shards("index", scenes.train, "--tokenizer", scenes.tokenizer, "--max_unk", 1)
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
     assert digests(scenes.train) == before
     (tars / "manifest.json").write_text('{"by": "somebody else"}')
-    done = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max-unk", 1)
+    done = run_shards("index", tars, "--tokenizer", scenes.tokenizer, "--max_unk", 1)
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
     assert not (tars / "index.npz").exists()

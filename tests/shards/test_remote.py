@@ -1,4 +1,4 @@
-"""Pictures from and shards to an object store, also on a bad day: moto's S3 on loopback."""
+"""Images from and shards to an object store, also on a bad day: moto's S3 on loopback."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ def build(
     return run_shards(
         "build", "--images", "s3://data/train2017", "--annotations", "s3://data/captions.json",
         "--tokenizer", "s3://data/tokenizer.json", "--out", out, "--name", "train",
-        "--samples-per-shard", 10, "--resize-short", 48, "--workers", 2, "--json",
+        "--samples_per_shard", 10, "--resize_short", 48, "--workers", 2, "--json",
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_a_bad_day_changes_nothing(
         done = build(url, endpoint, monkeypatch)
         assert done.returncode == 0, done.stderr
         verified = run_shards("verify", url)
-    assert json.loads(done.stdout)["quarantined"] == {}
+    assert json.loads(done.stdout)["rejected"] == {}
     assert fetched(store, url, tmp_path / "out") == digests(scenes.train)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert min(injected[fault] for fault in ("500", "503", "429", "cut off", "short")) > 0

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Scenes
 from PIL import Image
 
-from shards.format import read_manifest
+from shards.format.manifest import read_manifest
 from shards.images import ImagePolicy
 from shards.jobs import plan_jobs
 from shards.sources.read import Source, read_source
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """captions.jsonl of a million pictures: a thousand names for each of a thousand files."""
+    """captions.jsonl of a million images: a thousand names for each of a thousand files."""
     folder = tmp_path_factory.mktemp("many")
     first = folder / "images" / "0000"
     first.mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_a_million_records_stay_under_a_gibibyte(
     build = psutil.Popen(
         [sys.executable, "-m", "shards", "build", "--images", str(many / "images"),
          "--annotations", str(many / "captions.jsonl"), "--tokenizer", str(scenes.tokenizer),
-         "--out", str(out), "--resize-short", "0", "--workers", "2"],
+         "--out", str(out), "--resize_short", "0", "--workers", "2"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     most: dict[int, int] = {}
@@ -75,7 +75,7 @@ def test_planning_grows_linearly(scenes: Scenes, many: Path, tmp_path: Path) -> 
         path.write_text("".join(lines[:count]))
         started = time.process_time()
         jobs = plan_jobs(
-            read_source(Source(path)), many / "images", tmp_path, scenes.tokenizer, "train",
+            read_source(Source((path,))), many / "images", tmp_path, scenes.tokenizer, "train",
             ImagePolicy(0, 90), 1000,
         )  # fmt: skip
         seconds[count] = time.process_time() - started

@@ -13,13 +13,14 @@ from conftest import Scenes, build_command, coco_folder, digests, run_shards, sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.format import KEY_CHARACTERS, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.names import KEY_CHARACTERS
 from shards.sources.record import MAX_KEY, name_key
 from shards.verify import verify
 
 
 def packed(folder: Path) -> dict[str, tuple[list[str], bytes]]:
-    """File name -> captions and picture of every sample, once `verify` found no fault."""
+    """File name -> captions and image of every sample, once `verify` found no fault."""
     assert [fault for _, faults in verify(folder) for fault in faults] == []
     tars = [str(folder / shard.file) for shard in read_manifest(folder).shards]
     found = {}
@@ -31,13 +32,13 @@ def packed(folder: Path) -> dict[str, tuple[list[str], bytes]]:
 
 def build(scenes: Scenes, out: Path, *source: object) -> dict[str, tuple[list[str], bytes]]:
     done = run_shards("build", "--tokenizer", scenes.tokenizer, "--out", out, "--workers", 1,
-                      "--samples-per-shard", 10, "--resize-short", 48, *source)  # fmt: skip
+                      "--samples_per_shard", 10, "--resize_short", 48, *source)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return packed(out)
 
 
 def rows_of(scenes: Scenes) -> list[tuple[str, str]]:
-    """(file name, caption) of each caption of the training pictures."""
+    """(file name, caption) of each caption of the training images."""
     path = scenes.data / "annotations" / "captions_train2017.json"
     annotations = json.loads(path.read_text())
     names = {image["id"]: image["file_name"] for image in annotations["images"]}
@@ -47,13 +48,13 @@ def rows_of(scenes: Scenes) -> list[tuple[str, str]]:
 def write_table(path: Path, rows: list[tuple[str, str]]) -> None:
     if path.suffix == ".jsonl":
         path.write_text(
-            "".join(json.dumps({"picture": n, "text": c}) + "\n" for n, c in rows), "utf-8"
+            "".join(json.dumps({"file": n, "text": c}) + "\n" for n, c in rows), "utf-8"
         )
         return
     with open(path, "w", newline="") as file:
         tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
         writer = csv.writer(file, **(tabs if path.suffix == ".tsv" else {}))
-        writer.writerows([("picture", "number", "text"), *((n, 0, c) for n, c in rows)])
+        writer.writerows([("file", "number", "text"), *((n, 0, c) for n, c in rows)])
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
@@ -66,8 +67,8 @@ def test_rows_of_one_image_are_brought_together(scenes: Scenes, tmp_path: Path, 
     table = tmp_path / f"captions.{kind}"
     write_table(table, rows)
     found = build(scenes, tmp_path / "out", "--images", scenes.data / "train2017",
-                  "--annotations", table, "--image-column", "picture",
-                  "--caption-column", "text", "--max-unk", 1)  # fmt: skip
+                  "--annotations", table, "--image_column", "file",
+                  "--caption_column", "text", "--max_unk", 1)  # fmt: skip
     wanted: dict[str, list[str]] = {}
     for name, caption in rows:
         wanted.setdefault(name, []).append(caption)
@@ -78,7 +79,7 @@ def test_rows_of_one_image_are_brought_together(scenes: Scenes, tmp_path: Path, 
     ("name", "content", "message"),
     [
         ("t.csv", b"image,caption\na.jpg\n", "line 2 has 1 columns, not 2"),
-        ("t.csv", b"file,caption\n", "line 1 has no single column 'image'"),
+        ("t.csv", b"file,caption\n", "line 1 has no column 'image'"),
         ("t.csv", b'image,caption\na.jpg,"open\n', "line 2"),
         ("t.csv", b"image,caption\na.jpg,x\n ,y\n", "line 3 names no image"),
         ("t.csv", b"image,caption\na.jpg,x\na.jpg,\xff\n", "line 3 is not UTF-8"),
@@ -154,7 +155,7 @@ def test_a_split_must_be_named(
 
 
 def foreign_tars(scenes: Scenes, folder: Path, captions_as: str) -> dict[str, str]:
-    """Tars as others write them, with keys of any form. Returns picture member -> caption."""
+    """Tars as others write them, with keys of any form. Returns image member -> caption."""
     folder.mkdir()
     rows = dict(rows_of(scenes))
     wanted = {}
@@ -165,8 +166,8 @@ def foreign_tars(scenes: Scenes, folder: Path, captions_as: str) -> dict[str, st
                 key = f"./Part/{position:04d}"  # the same in both tars
                 caption = rows[name]
                 text = caption if captions_as == "txt" else json.dumps({"caption": caption})
-                picture = (scenes.data / "train2017" / name).read_bytes()
-                for part, data in (("jpg", picture), (captions_as, text.encode())):
+                image = (scenes.data / "train2017" / name).read_bytes()
+                for part, data in (("jpg", image), (captions_as, text.encode())):
                     info = tarfile.TarInfo(f"{key}.{part}")
                     info.size = len(data)
                     info.pax_headers = {"comment": "a pax header before every member"}
@@ -209,12 +210,12 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 
 def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path) -> None:
-    picture = next((scenes.data / "train2017").iterdir()).read_bytes()
+    image = next((scenes.data / "train2017").iterdir()).read_bytes()
     text = b"a red circle"
     members = [
-        ("a.v2.jpg", picture), ("a.v2.txt", text), ("b.gif", picture), ("b.txt", text),
-        ("c.txt", text), ("d.jpg", picture), ("d.txt", text), ("e.cls", b"7"),
-        ("caf\u00e9.jpg", picture), ("caf\u00e9.txt", text),
+        ("a.v2.jpg", image), ("a.v2.txt", text), ("b.gif", image), ("b.txt", text),
+        ("c.txt", text), ("d.jpg", image), ("d.txt", text), ("e.cls", b"7"),
+        ("caf\u00e9.jpg", image), ("caf\u00e9.txt", text),
     ]  # fmt: skip
     path = tmp_path / "tars" / "0.tar"
     write_tar(path, members)
@@ -227,20 +228,20 @@ def test_no_sample_of_a_foreign_tar_is_overlooked(scenes: Scenes, tmp_path: Path
         tar.addfile(caption, io.BytesIO(text))
     out = tmp_path / "out"
     command = ("build", "--webdataset", path.parent, "--tokenizer", scenes.tokenizer,
-               "--out", out, "--workers", 1, "--max-bad", 1, "--json")  # fmt: skip
+               "--out", out, "--workers", 1, "--max_rejected", 1, "--json")  # fmt: skip
     done = run_shards(*command)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["quarantined"] == {"no picture": 1}  # c has no picture; what b is, its bytes say
+    assert report["rejected"] == {"no image": 1}  # c has no image; what b is, its bytes say
     tars = [str(out / shard.file) for shard in read_manifest(out).shards]
     samples = webdataset.WebDataset(tars, shardshuffle=False)
     sources = sorted(json.loads(sample["json"])["file_name"] for sample in samples)
     wanted = ("a.v2.jpg", "b.gif", "caf\u00e9.jpg", "d.jpg", "d.jpg")  # a link is its file
     assert sources == [f"0.tar/{name}" for name in wanted]
-    write_tar(path, [*members, ("d.jpg", picture)])
+    write_tar(path, [*members, ("d.jpg", image)])
     done = run_shards(*command)
     assert done.returncode == 2
-    assert "d.jpg stands more than once" in done.stderr
+    assert "d.jpg occurs more than once" in done.stderr
     write_tar(path.parent / "more" / "1.tar", members)
     write_tar(path, members)
     done = run_shards(*command)
@@ -252,8 +253,8 @@ def test_a_damaged_foreign_tar_is_refused(scenes: Scenes, tmp_path: Path) -> Non
     path = tmp_path / "tars" / "shard 0.tar"
     whole = path.read_bytes()
     for spoilt, said in (
-        (whole + whole, "data that is no member"),  # concatenated: tarfile stops at the first end
-        (whole[: len(whole) // 2], "not a whole tar"),
+        (whole + whole, "that belongs to no member"),  # tarfile stops at the first end mark
+        (whole[: len(whole) // 2], "incomplete tar"),
         (whole[:9000] + b"\0" * 3000 + whole[12000:], "quarantine.jsonl names each"),
     ):
         path.write_bytes(spoilt)
@@ -287,10 +288,10 @@ def test_a_tokenizer_that_does_not_fit_is_refused(scenes: Scenes, tmp_path: Path
     command = build_command(folder, scenes, tmp_path / "out")
     done = run_shards(*command)
     assert done.returncode == 2
-    assert "more than --max-unk 5.0%" in done.stderr
+    assert "more than --max_unk 5.0%" in done.stderr
     assert "'Zebra' (105)" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = run_shards(*command, "--max-unk", 0.3, "--json")
+    done = run_shards(*command, "--max_unk", 0.3, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert 0.05 < report["unk_share"] < 0.3

@@ -31,7 +31,7 @@ def test_coco_builds_verifies_and_trains_the_article_s_model(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         summary = json.loads(done.stdout)
-        assert (summary["images_packed"], summary["quarantined"]) == (count, {})
+        assert (summary["images_packed"], summary["rejected"]) == (count, {})
         assert json.loads(run_shards("verify", out, "--json").stdout)["faults"] == []
     done = train(
         2, "--config", "configs/coco_densenet_lstm.yaml", "--model.encoder.name", "densenet121",

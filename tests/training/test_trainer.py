@@ -255,7 +255,7 @@ def test_an_empty_split_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
         image["file_name"] = "missing.jpg"
     path.write_text(json.dumps(annotations))
     empty = tmp_path / "empty"
-    build_shards(data, "val", scenes.tokenizer, empty, "--max-bad", 1)
+    build_shards(data, "val", scenes.tokenizer, empty, "--max_rejected", 1)
     settings = ("--data.train", scenes.train, "--data.val", empty, "--run_dir", tmp_path / "run")
     one_line(train(1, *settings), str(empty), "empty")
     one_line(train(1, "--data.train", empty, "--run_dir", tmp_path / "run"), str(empty), "empty")
