@@ -7,20 +7,23 @@ import sys
 def main() -> int:
     """Command line. Returns the exit code."""
     # Imported here, since each loader process imports this file too and needs none of it.
-    from pipeline.exits import answer_stop, asked_before_the_start, usage_errors
+    from pipeline.runtime.errors import usage_errors
+    from pipeline.runtime.preemption import answer_stop, asked_before_the_start
+    from pipeline.runtime.world import read_world
 
     # Until there is something to commit, a signal ends this process at once, also in the middle of
     # a library's wait: Python's own answer to Ctrl-C would come late, and with a trace.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    world = read_world()
     if asked_before_the_start():
-        return answer_stop()
+        return answer_stop(world)
 
-    from pipeline.config import parse_config
-    from pipeline.prepare import prepare
-    from pipeline.train import fit
+    from pipeline.config.parser import parse_config
+    from pipeline.training.inputs import prepare
+    from pipeline.training.trainer import fit
 
-    with usage_errors("train.py"):
-        run = prepare(parse_config(sys.argv[1:]))
+    with usage_errors("train.py", world):
+        run = prepare(parse_config(sys.argv[1:]), world)
     return fit(run)
 
 

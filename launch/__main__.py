@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.exits import STOP_ASKED, STOP_SIGNALS, STOPPED, STOPPED_MARK
+from pipeline.runtime.preemption import STOP_ASKED, STOP_SIGNALS, STOPPED, STOPPED_MARK
 
 
 def main() -> int:

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint
-from pipeline.commit_writer import CommitWriter
+from pipeline.checkpoint import folder as checkpoint
+from pipeline.checkpoint.background_writer import CommitWriter
 
 COUNTED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.fsync")
 LAST_STEP = 4

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import ONE_THREAD, ROOT
 
-from pipeline import checkpoint
-from pipeline.generate import load_trained
+from pipeline.checkpoint import folder as checkpoint
+from pipeline.generation.trained import load_trained
 
 FILES = {
     "config.yaml", "files.json", "model.safetensors", "optimizer.pt", "state.json",
