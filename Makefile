@@ -29,7 +29,7 @@ lint: setup
 
 # Warnings, such as a link to a page that does not exist, fail the build.
 docs: setup
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "docs: open site/index.html; with a working search:" \
 	    "$(BIN)/python -m http.server --directory site, then http://localhost:8000"
 
