@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.launcher_report import report_to_launcher
+
 USAGE = 2  # unusable input: nothing was done
 STOPPED = 85  # asked to stop; everything is committed, start the same command again
 
@@ -66,5 +68,7 @@ def usage_errors(program: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(HEAD_START_S)
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        message = f"{program}: {' '.join(str(error).split())}"
+        print(message, file=sys.stderr, flush=True)
+        report_to_launcher(message)
         sys.exit(USAGE)

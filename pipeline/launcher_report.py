@@ -1,0 +1,78 @@
+"""Show an error message at the end of what `accelerate launch` prints about the failure.
+
+When a process fails, accelerate prints a traceback of its own below the process's message: some 15
+lines for one process, some 35 for several. Nothing that the process itself prints can come later.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LAUNCHER_LIMIT_S = 30  # the launcher has nothing to do any more but to print and end
+
+# Waits until the process behind a pidfd has ended, then prints. A script of its own, since a forked
+# copy of this process would keep its memory and its threads' locks.
+REPEAT = f"""
+import select, sys
+ended, _, _ = select.select([int(sys.argv[1])], [], [], {LAUNCHER_LIMIT_S})
+if ended:
+    sys.stderr.write(sys.argv[2] + "\\n")
+"""
+
+
+def report_to_launcher(message: str) -> None:
+    """Make the launcher's report of this process's failure end with its message.
+
+    Several processes: torch's launcher reads the message from a file and shows it in its report, in
+    the place where it otherwise explains how to enable tracebacks. One process: a small process
+    that outlives this one repeats the message once accelerate has ended. Does nothing under another
+    parent, such as `capstream train`, which prints nothing below the message.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:
+        _write_error_file(Path(error_file), message)
+    elif _prints_a_traceback(_parent_command()) and hasattr(os, "pidfd_open"):
+        _repeat_after(os.getppid(), message)
+
+
+def _write_error_file(path: Path, message: str) -> None:
+    """The form that torch.distributed.elastic.multiprocessing.errors.ProcessFailure reads."""
+    try:
+        path.write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+    except OSError:  # the message has been printed already
+        path.unlink(missing_ok=True)
+
+
+def _parent_command() -> list[str]:
+    try:  # Linux alone has it, as it has pidfd_open
+        return (
+            Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        )
+    except OSError:
+        return []
+
+
+def _prints_a_traceback(command: list[str]) -> bool:
+    """Whether a command line is that of `accelerate launch`, without its `--quiet`."""
+    names = [Path(part).name for part in command[:4]]
+    launches = "accelerate" in names and "launch" in names or "accelerate-launch" in names
+    return launches and not {"--quiet", "-q"} & set(command)
+
+
+def _repeat_after(process_id: int, message: str) -> None:
+    try:
+        pidfd = os.pidfd_open(process_id)
+        os.set_inheritable(pidfd, True)
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", REPEAT, str(pidfd), message],
+            pass_fds=[pidfd],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C and a closing terminal are not meant for it
+        )
+    except OSError:  # the launcher has ended already, or this machine starts no more processes
+        return
