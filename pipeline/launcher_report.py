@@ -9,17 +9,28 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 LAUNCHER_LIMIT_S = 30  # the launcher has nothing to do any more but to print and end
 
-# Waits until the process behind a pidfd has ended, then prints. A script of its own, since a forked
-# copy of this process would keep its memory and its threads' locks.
+# Waits for a process to end, then prints. A script of its own, since a forked copy of this process
+# would keep its memory and its threads' locks. The command line of a process is empty as soon as it
+# begins to end, some milliseconds before its shell is told and shows the next prompt.
 REPEAT = f"""
-import select, sys
-ended, _, _ = select.select([int(sys.argv[1])], [], [], {LAUNCHER_LIMIT_S})
-if ended:
-    sys.stderr.write(sys.argv[2] + "\\n")
+import sys, time
+process_id, message = sys.argv[1:]
+limit = time.monotonic() + {LAUNCHER_LIMIT_S}
+while time.monotonic() < limit:
+    try:
+        with open(f"/proc/{{process_id}}/cmdline", "rb") as file:
+            lives = file.read(1)
+    except OSError:
+        lives = b""
+    if not lives:
+        sys.stderr.write(message + "\\n")
+        break
+    time.sleep(0.002)
 """
 
 
@@ -34,7 +45,7 @@ def report_to_launcher(message: str) -> None:
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file:
         _write_error_file(Path(error_file), message)
-    elif _prints_a_traceback(_parent_command()) and hasattr(os, "pidfd_open"):
+    elif _prints_a_traceback(_parent_command()):
         _repeat_after(os.getppid(), message)
 
 
@@ -47,7 +58,7 @@ def _write_error_file(path: Path, message: str) -> None:
 
 
 def _parent_command() -> list[str]:
-    try:  # Linux alone has it, as it has pidfd_open
+    try:  # Linux has it; elsewhere the message is not repeated
         return (
             Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
         )
@@ -58,21 +69,16 @@ def _parent_command() -> list[str]:
 def _prints_a_traceback(command: list[str]) -> bool:
     """Whether a command line is that of `accelerate launch`, without its `--quiet`."""
     names = [Path(part).name for part in command[:4]]
-    launches = "accelerate" in names and "launch" in names or "accelerate-launch" in names
+    launches = ("accelerate" in names and "launch" in names) or "accelerate-launch" in names
     return launches and not {"--quiet", "-q"} & set(command)
 
 
 def _repeat_after(process_id: int, message: str) -> None:
-    try:
-        pidfd = os.pidfd_open(process_id)
-        os.set_inheritable(pidfd, True)
+    with suppress(OSError):  # this machine starts no more processes
         subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", REPEAT, str(pidfd), message],
-            pass_fds=[pidfd],
+            [sys.executable, "-I", "-S", "-c", REPEAT, str(process_id), message],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,  # Ctrl-C and a closing terminal are not meant for it
         )
-    except OSError:  # the launcher has ended already, or this machine starts no more processes
-        return
