@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Who may import whom inside the project; see docs/design.md.
 LAYERS = [
+    {"launcher_report"},
     {"config", "order", "images", "exits", "run_lock", "shares", "machine", "phases"},
     {"loader_server", "download"},
     {
@@ -28,6 +29,7 @@ LAYERS = [
     {"step", "evaluate", "caption"},
     {"monitor", "prepare", "progress", "stop_request"},
     {"train"},
+    {"training"},
 ]
 FROM_SHARDS = {"format", "tokenizer", "atomic", "images", "index_tars"}
 KNOW_STORAGE = {"download", "places", "order"}

@@ -148,7 +148,7 @@ def main() -> int:
                 return step(accelerator, model, *rest)
 
             pipeline.train.train_step = train_step
-    from train import main as train
+    from pipeline.training.__main__ import main as train
 
     return train()
 

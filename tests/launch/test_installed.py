@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY
+
+from capstream.cli import COMMANDS
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -83,7 +85,7 @@ def test_the_whole_way(capstream: Path, tmp_path: Path) -> None:
     assert "2 processes on cpu" in two.stdout
     checkpoint = ("--checkpoint", "runs/two/checkpoints/best")
     scored = {}
-    for number, options in enumerate([(), ("--num-processes", 2), ("--config_file", "cpu")]):
+    for number, options in enumerate([(), ("--config_file", "cpu")]):
         done = run(
             capstream, tmp_path, "evaluate", *options, *checkpoint, "--shards", "shards/val",
             "--out", f"results{number}.json", "--json",
@@ -104,18 +106,33 @@ def test_a_wrong_setting_is_one_line(capstream: Path, tmp_path: Path) -> None:
         assert wrong[0] in line
 
 
-def test_help_answers_at_once(capstream: Path, tmp_path: Path) -> None:
+WAITING = ("split", "evaluate", "caption")  # until their modules exist, or parse before torch
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(name in WAITING, strict=True, reason="to come"))
+        for name in COMMANDS
+    ],
+)
+def test_help_needs_no_torch(name: str) -> None:
+    """torch and accelerate take seconds to import; --help answers in less than one."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "capstream", name, "--help"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "capstream.cli" in imported
+    assert not {"torch", "accelerate"} & imported
+
+
+def test_the_overview_lists_the_commands(capstream: Path, tmp_path: Path) -> None:
     overview = run(capstream, tmp_path, "--help").stdout
-    commands = overview.split("commands:\n")[1].split("\n\n")[0]
-    names = [line.split()[0] for line in commands.splitlines()]
-    assert {"build", "train", "caption"} < set(names)
-    took = {}
-    for name in names:
-        started = time.monotonic()
-        help_text = run(capstream, tmp_path, name, "--help").stdout
-        took[name] = time.monotonic() - started
-        assert "usage:" in help_text
-    assert took["train"] < 3, took  # under 1 s on a machine that is not busy
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.help)}$", overview, re.MULTILINE)
 
 
 def test_an_unknown_command_is_one_line(capstream: Path, tmp_path: Path) -> None:
