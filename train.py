@@ -4,6 +4,6 @@ if __name__ == "__main__":
     # Imported here: the loader's processes import this file too, and need none of it.
     import sys
 
-    from pipeline.training.__main__ import main
+    from pipeline.train import main
 
     sys.exit(main())

@@ -36,9 +36,9 @@ from benchmarks.side_by_side import (
     report,
     take_turns,
 )
-from pipeline.config import DataConfig
-from pipeline.data import ShardFolder
-from pipeline.loader import start_worker_server
+from pipeline.config.data import DataConfig
+from pipeline.data.loader import start_worker_server
+from pipeline.data.reader import ShardFolder
 
 
 def main() -> None:

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DataConfig
-from pipeline.data import Batch, ShardFolder, TrainDataset
-from pipeline.loader import train_loader
-from pipeline.order import Order
-from pipeline.shares import MicroBatchSampler
+from pipeline.config.data import DataConfig
+from pipeline.data.batch import Batch
+from pipeline.data.dataset import TrainDataset
+from pipeline.data.loader import train_loader
+from pipeline.data.partition import MicroBatchSampler
+from pipeline.data.reader import ShardFolder
+from pipeline.data.sample_order import Order
+from pipeline.runtime.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 COCO_MINI = ROOT.parent / "shared" / "data" / "coco-mini"
@@ -129,7 +132,7 @@ def trainer_batches(
         accumulation_steps=1,
     )
     dataset = TrainDataset(shards, config, seed=0)
-    return iter(train_loader(dataset, sampler, config.workers, pin_memory=False))
+    return iter(train_loader(dataset, sampler, World(), config.workers, pin_memory=False))
 
 
 def shards_command(*parts: object) -> None:

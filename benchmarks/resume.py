@@ -106,9 +106,9 @@ def _first_batch(variant: str, shards: Path, share: float) -> float:
     """Make a loader with its workers and take one batch. Returns the seconds that took."""
     if variant == "capstream":
         from benchmarks.pictures import trainer_batches
-        from pipeline.config import DataConfig
-        from pipeline.data import ShardFolder
-        from pipeline.loader import start_worker_server
+        from pipeline.config.data import DataConfig
+        from pipeline.data.loader import start_worker_server
+        from pipeline.data.reader import ShardFolder
 
         start_worker_server()  # as train.py does, while the model is made
         start = time.perf_counter()

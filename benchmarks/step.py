@@ -2,8 +2,8 @@
 
     python benchmarks/step.py
 
-Side by side: training by `pipeline.train.fit`, with loader, checks, logging and all, as its own
-TensorBoard log has it; the same model and optimiser on pictures that lie on the device, a batch for
+Side by side: training by the trainer, with loader, checks, logging and all, as its own TensorBoard
+ log has it; the same model and optimiser on pictures that lie on the device, a batch for
 all steps, with each step's own captions: forward, backward, clipping, AdamW. Of each repetition the
 median stretch of a few steps counts.
 
@@ -27,6 +27,8 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.runtime.world import read_world
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.pictures import add_picture_options, make_shards, trainer_batches
@@ -38,21 +40,17 @@ from benchmarks.side_by_side import (
     report,
     take_turns,
 )
-from pipeline.config import (
-    Config,
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    ModelConfig,
-    MonitorConfig,
-    TrainConfig,
-)
-from pipeline.data import Batch
-from pipeline.loss import caption_loss
+from pipeline.config.data import DataConfig
+from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
+from pipeline.config.monitoring import MonitorConfig
+from pipeline.config.run import Config
+from pipeline.config.training import TrainConfig
+from pipeline.data.batch import Batch
 from pipeline.model.captioner import Captioner
-from pipeline.optim import make_optimizer
-from pipeline.prepare import prepare
-from pipeline.train import fit
+from pipeline.objectives.cross_entropy import caption_loss
+from pipeline.training.inputs import prepare
+from pipeline.training.optimizer import make_optimizer
+from pipeline.training.trainer import fit
 
 LOG_EVERY = 5  # steps a stretch; the first two of a run are warming up
 WARM_UP = 2 * LOG_EVERY
@@ -121,7 +119,7 @@ def _cpu_config(shards: Path) -> Config:
 def _trainer(config: Config, run_dir: Path) -> Result:
     """One run of the trainer. Its log leaves evaluation and commits out of the speed."""
     with contextlib.redirect_stdout(io.StringIO()):
-        fit(prepare(replace(config, run_dir=str(run_dir))))
+        fit(prepare(replace(config, run_dir=str(run_dir)), read_world()))
     log = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     speeds, waits = (
         [point.value for point in log.Scalars(f"speed/{name}")][WARM_UP // LOG_EVERY :]
@@ -133,7 +131,7 @@ def _trainer(config: Config, run_dir: Path) -> Result:
 def _bare_model(config: Config) -> Callable[[], float]:
     """Prepare the bare model. Returns a function that trains it and gives images/s."""
     with tempfile.TemporaryDirectory() as run_dir:  # nothing is written: this is no run
-        run = prepare(replace(config, run_dir=run_dir))
+        run = prepare(replace(config, run_dir=run_dir), read_world())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = run.captioner.train().to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config.optim)

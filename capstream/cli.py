@@ -49,7 +49,7 @@ COMMANDS = {
     "verify": Command("shards", "check every byte of a data set", True),
     "show": Command("shards", "print samples of a data set", True),
     "order": Command("pipeline.order", "print which images make up any training step"),
-    "train": Command("pipeline.training", "train a captioner", launcher="always"),
+    "train": Command("pipeline.train", "train a captioner", launcher="always"),
     "evaluate": Command("pipeline.evaluate", "caption and score a data set", launcher="asked"),
     "caption": Command("pipeline.caption", "caption image files", launcher="asked"),
 }

@@ -19,7 +19,8 @@ from typing import NoReturn
 
 import psutil
 
-from pipeline.exits import STOP_ASKED, STOP_SIGNALS, STOPPED, STOPPED_MARK, USAGE
+from pipeline.runtime.errors import USAGE
+from pipeline.runtime.preemption import STOP_ASKED, STOP_SIGNALS, STOPPED, STOPPED_MARK
 
 
 def supervise(start: Callable[[], None]) -> int:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.exits import usage_errors
-from pipeline.generate import Trained, generate, load_trained
-from pipeline.images import resize_center
-from pipeline.sheet import Captioned, draw_sheet
+from pipeline.data.transforms import resize_center
+from pipeline.generation.trained import Trained, generate, load_trained
+from pipeline.observability.contact_sheet import Captioned, draw_sheet
+from pipeline.runtime.errors import usage_errors
+from pipeline.runtime.world import read_world
 from shards.images import BadImageError, decode_any
 
 BATCH_SIZE = 32
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--sheet", type=Path, help="also draw pictures and captions into this file")
     arguments = parser.parse_args()
-    with usage_errors("caption"):
+    with usage_errors("caption", read_world()):
         if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg"):
             raise ValueError(f"--sheet: {arguments.sheet}: must end in .png or .jpg")
         pictures = caption_files(load_trained(arguments.checkpoint), arguments.images)

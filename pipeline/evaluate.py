@@ -7,128 +7,29 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
-from tokenizers import Tokenizer
-from tqdm import tqdm
 
-from pipeline.data import EvalDataset, ImageId, ShardFolder, check_bad
-from pipeline.exits import usage_errors
-from pipeline.generate import generate, load_trained
-from pipeline.loader import EVAL_SHARDS, eval_loader, start_worker_server
+from pipeline.data.dataset import EvalDataset
+from pipeline.data.loader import EVAL_SHARDS, start_worker_server
+from pipeline.data.reader import ShardFolder
+from pipeline.distributed.fault_policy import Phase
+from pipeline.distributed.process_group import join_processes
+from pipeline.distributed.watchdog import Watchdog
+from pipeline.evaluation.evaluator import evaluate
+from pipeline.generation.trained import load_trained
 from pipeline.metrics import caption_scores
-from pipeline.model.captioner import Captioner
-from pipeline.phases import FETCH_LIMIT_S, Phase
-from pipeline.places import local_folders
-from pipeline.processes import join_processes
-from pipeline.sheet import Captioned
-from pipeline.watchdog import Watchdog
+from pipeline.remote.location import local_folders
+from pipeline.runtime.errors import usage_errors
+from pipeline.runtime.world import read_world
 from shards.atomic import write_atomic
 from shards.tokenizer import tokenizer_sha256
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A captioned data set; complete on the main process, empty on the others."""
-
-    captions: dict[ImageId, str]
-    references: dict[ImageId, list[str]]
-    pictures: list[Captioned]
-    bad: list[str]  # damaged samples, left out
-
-    def results(self) -> list[dict[str, Any]]:
-        """COCO's own results format."""
-        return [{"image_id": i, "caption": caption} for i, caption in self.captions.items()]
-
-
-def evaluate(
-    accelerator: Accelerator,
-    captioner: Captioner,
-    dataset: EvalDataset,
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    batch_size: int,
-    workers: int,
-    beat: Callable[..., None],
-    num_pictures: int = 0,
-    max_bad: float = 0.0,
-) -> Evaluation:
-    """Caption every image of a data set once, each rank its share.
-
-    Args:
-        captioner: the unwrapped model, on the accelerator's device; its mode is restored.
-        beat: told of each phase, and how long it may take: `Watchdog.beat` of this round.
-        num_pictures: keep so many of the pictures, for showing.
-        max_bad: share of the samples, 0 to 1, that may prove damaged and be left out.
-    Raises:
-        TooManyBadError: more are damaged.
-        RuntimeError: the ranks together did not caption each image.
-    """
-    loader = eval_loader(
-        dataset,
-        batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-        workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    was_training = captioner.training
-    captioner.eval()
-    for buffer in captioner.buffers():  # ranks' own BatchNorm statistics: rank 0's count
-        if accelerator.num_processes > 1:
-            broadcast(buffer)
-    rows: list[tuple[ImageId, str, list[str]]] = []
-    bad: list[str] = []
-    pictures: list[Captioned] = []
-    progress = tqdm(
-        total=len(dataset.shards),
-        desc="captioning",
-        unit=" images",
-        leave=False,
-        disable=not accelerator.is_main_process,
-    )
-    limit_s = FETCH_LIMIT_S if dataset.shards.cache else None
-    beat(Phase.EVALUATE, limit_s)
-    for batch in loader:
-        beat(Phase.EVALUATE, limit_s)
-        with accelerator.autocast():
-            images = batch.images.to(accelerator.device, non_blocking=True)
-            captions = generate(captioner, images, tokenizer, max_tokens)
-        rows += zip(batch.ids, captions, batch.references, strict=True)
-        bad += batch.bad
-        for number in range(min(num_pictures - len(pictures), len(captions))):
-            pixels = batch.images[number].numpy()
-            pictures.append(Captioned(pixels, captions[number], batch.references[number][0]))
-        done = len(captions) * accelerator.num_processes  # the others are about as far
-        progress.update(min(done, len(dataset.shards) - progress.n))
-    progress.close()
-    captioner.train(was_training)
-    beat(Phase.GATHER)
-    gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
-    bad = gather_object(bad) if accelerator.num_processes > 1 else bad
-    check_bad(len(bad), max_bad, len(dataset.shards), bad)
-    unique = {image_id: (caption, refs) for image_id, caption, refs in gathered}
-    if len(unique) + len(bad) != len(dataset.shards) or len(gathered) != len(unique):
-        raise RuntimeError(
-            f"{len(gathered)} captions of {len(unique)} images came together, of "
-            f"{len(dataset.shards)} images in {dataset.shards.place}"
-        )
-    if not accelerator.is_main_process:
-        return Evaluation({}, {}, [], [])
-    ids = sorted(unique, key=str)  # one order, so that sums of scores round alike
-    captions_of = {i: unique[i][0] for i in ids}
-    return Evaluation(captions_of, {i: unique[i][1] for i in ids}, pictures, bad)
-
-
 def main() -> None:
     """Command line."""
+    world = read_world()
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint's folder")
     parser.add_argument("--shards", required=True, help="the data set to caption, a path or a URL")
@@ -142,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     arguments = parser.parse_args()
-    with usage_errors("evaluate"):
+    with usage_errors("evaluate", world):
         if arguments.batch_size < 1:
             raise ValueError(f"--batch_size: {arguments.batch_size}: must be 1 or more")
         if not 0 < arguments.cache_gb < math.inf:
@@ -164,24 +65,30 @@ def main() -> None:
             )
     if arguments.workers:
         start_worker_server()
-    accelerator = join_processes()
+    accelerator = join_processes(world)
     torch.set_grad_enabled(False)
-    with Watchdog(accelerator.process_index, accelerator.num_processes) as watchdog:
+    with Watchdog(world) as watchdog:
+
+        def beat(phase: Phase, limit_s: float | None = None) -> None:
+            with watchdog.phase(phase, 0, limit_s):
+                pass
+
         evaluation = evaluate(
             accelerator,
+            world,
             trained.captioner.to(accelerator.device),
             EvalDataset(shards, trained.config.data.image_size),
             trained.tokenizer,
             trained.config.model.max_tokens,
             arguments.batch_size,
             arguments.workers,
-            partial(watchdog.beat, 0),
+            beat,
             max_bad=arguments.max_bad,
         )
         for text in evaluation.bad:
             print(f"left out: {text}", file=sys.stderr)
         if accelerator.is_main_process:
-            watchdog.beat(0, Phase.SCORE)
+            beat(Phase.SCORE)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(arguments.out, json.dumps(evaluation.results()).encode())
             scores = caption_scores(evaluation.captions, evaluation.references)

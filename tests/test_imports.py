@@ -1,42 +1,48 @@
-"""Imports point one way, and the packing jobs do without torch."""
+"""Imports point one way, room by room, and the packing jobs do without torch."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
-# Who may import whom inside the project; see docs/design.md.
-LAYERS = [
-    {"launcher_report"},
-    {"config", "order", "images", "exits", "run_lock", "shares", "machine", "phases"},
-    {"loader_server", "download"},
-    {
-        "cache",
-        "places",
-        "ahead",
-        "data",
-        "model",
-        "decode",
-        "loss",
-        "optim",
-        "metrics",
-        "sheet",
-        "checkpoint",
-    },
-    {"buffers", "loader", "generate", "processes", "watchdog", "commit_writer"},
-    {"step", "evaluate", "caption"},
-    {"monitor", "prepare", "progress", "stop_request"},
-    {"train"},
+# The rooms of pipeline/ by rank: a room imports rooms of lower ranks (docs/architecture.md).
+RANKS = [
+    {"runtime", "config", "metrics"},
+    {"data", "remote", "model", "distributed", "checkpoint"},
+    {"generation", "objectives"},
+    {"evaluation", "observability"},
     {"training"},
 ]
-FROM_SHARDS = {"format", "tokenizer", "atomic", "images", "index_tars"}
-KNOW_STORAGE = {"download", "places", "order"}
-KNOW_ACCELERATE = {"progress", "processes", "train", "step", "evaluate"}
+COMMANDS = len(RANKS)  # what stands directly in pipeline/ may import every room
+
+# Between rooms of one rank: who imports whom.
+WITHIN_A_RANK = {
+    ("data", "remote"),  # the reader opens shards through the cache
+    ("evaluation", "observability"),  # captioned images for the contact sheet
+}
+
+# Third-party packages that only some rooms may know.
+KNOWS = {
+    "accelerate": {"distributed", "training", "evaluation", "checkpoint", "commands"},
+    "torch": {
+        "data", "remote", "model", "distributed", "checkpoint", "generation", "objectives",
+        "evaluation", "observability", "training", "commands",
+    },
+    "torchvision": {"model"},
+}  # fmt: skip
+ONLY = {  # rooms that know these third-party packages and no others
+    "model": {"torch", "torchvision", "timm", "safetensors"},
+    "objectives": {"torch"},
+    "generation": {"torch", "tokenizers"},
+}
 
 
 def imports_of(path: Path) -> set[str]:
+    """Absolute names of all that a file imports, `from a import b` as `a.b`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -46,28 +52,47 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "pipeline").parts
+    return parts[0] if len(parts) > 1 else "commands"
+
+
+def files() -> list[Path]:
+    return sorted((ROOT / "pipeline").rglob("*.py"))
+
+
+def rank_of(room: str) -> int:
+    if room == "commands":
+        return COMMANDS
+    return next(rank for rank, rooms in enumerate(RANKS) if room in rooms)
+
+
+def test_every_room_has_a_rank() -> None:
+    rooms = {room_of(path) for path in files()} - {"commands"}
+    assert rooms == set.union(*RANKS)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_to_lower_ranks(path: Path) -> None:
+    room = room_of(path)
+    for name in imports_of(path):
+        top, _, rest = name.partition(".")
+        if top == "pipeline":
+            target = rest.split(".")[0]
+            if target != room:
+                allowed = rank_of(target) < rank_of(room) or (room, target) in WITHIN_A_RANK
+                assert allowed, f"{room} must not import {name}"
+        elif top in KNOWS:
+            assert room in KNOWS[top], f"{room} must not import {name}"
+        if room in ONLY and top not in sys.stdlib_module_names:
+            known = ONLY[room] | {"pipeline", "shards"}
+            assert top in known, f"{room} must not import {name}"
+
+
 def test_shards_never_imports_pipeline_or_torch() -> None:
     for path in (ROOT / "shards").rglob("*.py"):
         tops = {name.split(".")[0] for name in imports_of(path)}
         assert not tops & {"pipeline", "torch", "torchvision", "webdataset"}, path
-
-
-def test_pipeline_imports_point_down() -> None:
-    level = {module: number for number, layer in enumerate(LAYERS) for module in layer}
-    for path in (ROOT / "pipeline").rglob("*.py"):
-        module = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
-        if module == "__init__":
-            continue
-        for name in imports_of(path):
-            package, _, rest = name.partition(".")
-            target = rest.split(".")[0]
-            if package == "pipeline" and target != module:
-                assert level[target] <= level[module], f"{path.name} imports {name}"
-            if package == "shards":
-                known = target in FROM_SHARDS or (target == "storage" and module in KNOW_STORAGE)
-                assert known, f"{path.name} imports {name}"
-            if package == "accelerate":
-                assert module in KNOW_ACCELERATE, f"{path.name} imports {name}"
 
 
 def test_a_packing_process_loads_no_torch() -> None:

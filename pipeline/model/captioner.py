@@ -6,9 +6,9 @@ B images, K captions an image, N = B*K captions, S side in pixels, L tokens, V v
 import torch
 from torch import nn
 
-from pipeline.config import ModelConfig
-from pipeline.model.encoder import Encoder
-from pipeline.model.lstm import RecurrentDecoder
+from pipeline.config.model import ModelConfig
+from pipeline.model.decoders.recurrent import RecurrentDecoder
+from pipeline.model.encoders.torchvision import Encoder
 
 
 class Captioner(nn.Module):

@@ -1,1 +1,1 @@
-"""Training."""
+"""The training loop and what it owns."""

@@ -27,8 +27,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint
-from pipeline.commit_writer import CommitWriter
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/support
+
+from support.checkpoints import make_record
+
+from pipeline.checkpoint import commit as checkpoint
+from pipeline.checkpoint.background_writer import BackgroundWriter
+from pipeline.checkpoint.best import Scores, load_scores, mark_best, save_scores
+from pipeline.checkpoint.folder import commits, prune
+from pipeline.checkpoint.state import TrainState
 
 COUNTED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.fsync")
 LAST_STEP = 4
@@ -38,13 +45,15 @@ NAMED, NOT_REACHED, UNNAMED, GONE = 10, 11, 12, 13  # exit codes of a child
 def write_commits(folder: Path, tokenizer: Path) -> None:
     """Steps 2 to 4 over an earlier 1, with a best one and old ones deleted; or the first, 2."""
     last_step = LAST_STEP if folder.exists() else 2
-    with CommitWriter(folder, 1, "seed: 0\n" * 100, tokenizer, every_s=0) as writer:
+    record = make_record(tokenizer, "seed: 0\n" * 100)
+    with BackgroundWriter(folder, record, 1, every_s=0) as writer:
         for step in range(2, last_step + 1):
-            writer.start({"step": step, "note": "x" * 300}, *tensors(step))
+            writer.start(TrainState(step=step), *tensors(step))
             writer.wait()
             if step == 2:
-                checkpoint.save_scores(folder, {2: {"CIDEr": 1.0}})
-                checkpoint.mark_best(folder / "step-00000002")
+                scores = Scores("v", {2: {"CIDEr": 1.0}})
+                save_scores(folder, scores)
+                mark_best(folder, scores)
 
 
 def tensors(step: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -129,24 +138,27 @@ def make_fault(mode: str) -> Callable[[str | None], None]:
 
 def check_what_is_left(folder: Path, at_least: int) -> None:
     """Whatever was cut: all commits are whole, and the next start goes on from the newest."""
-    commits = list(checkpoint.commits(folder))
-    for path in commits:
+    found = list(commits(folder))
+    for path in found:
         checkpoint.check_commit(path)
-        step = checkpoint.load_state(path)["step"]
+        step = checkpoint.load_state(path)[0].step
         assert checkpoint.step_of(path) == step
         assert torch.equal(checkpoint.load_model_state(path)["weight"], tensors(step)[0]["weight"])
         assert "optimizer" in checkpoint.load_optimizer_state(path)
-    newest = checkpoint.step_of(commits[-1]) if commits else 0
+    newest = checkpoint.step_of(found[-1]) if found else 0
     assert newest >= at_least
     if (folder / "best").is_symlink():
         checkpoint.check_commit(folder / "best")
-    assert set(checkpoint.load_scores(folder, LAST_STEP)) <= {2}
+    assert set(load_scores(folder, LAST_STEP).by_step) <= {2}
 
-    checkpoint.prune(folder, keep=1)
+    prune(folder, keep=1)
     assert not list(folder.glob(".*"))
-    assert len(list(checkpoint.commits(folder))) <= 2
+    assert len(list(commits(folder))) <= 2
     following = checkpoint.commit(
-        folder, {"step": newest + 1}, *tensors(newest + 1), "seed: 0\n", folder.parent / "words"
+        folder,
+        make_record(folder.parent / "words"),
+        TrainState(step=newest + 1),
+        *tensors(newest + 1),
     )
     checkpoint.check_commit(following)
 
@@ -180,7 +192,7 @@ def cut_writes(mode: str, place: Callable[[], Path], tokenizer: Path) -> Iterato
             folder = place()
             code = child(Limits(folder, path.name, limit), folder, tokenizer)
             assert code == (-signal.SIGXFSZ if mode == "kill" else NAMED), (path.name, limit, code)
-            assert [p.name for p in checkpoint.commits(folder)] == ["step-00000002"]
+            assert [p.name for p in commits(folder)] == ["step-00000002"]
             check_what_is_left(folder, at_least=2)
             yield path.name
 
@@ -194,7 +206,7 @@ def main() -> None:
     template = root / "template"
     template.mkdir()
     if mode != "fresh":
-        checkpoint.commit(template, {"step": 1}, *tensors(1), "seed: 0\n", tokenizer)
+        checkpoint.commit(template, make_record(tokenizer), TrainState(step=1), *tensors(1))
     numbers = itertools.count()
 
     def place() -> Path:

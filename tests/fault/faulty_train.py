@@ -17,10 +17,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import pipeline.data
-import pipeline.evaluate
-import pipeline.train
-from pipeline import checkpoint
+import pipeline.checkpoint.commit
+import pipeline.data.reader
+import pipeline.evaluation.evaluator
+import pipeline.observability.monitor
+import pipeline.observability.sample_log
+import pipeline.training.trainer
+import pipeline.training.validation
 
 STEP = int(os.environ.get("FAULT_STEP", "3"))
 HOUR_S = 3600.0
@@ -85,10 +88,10 @@ AT_STEP: dict[str, Callable[[torch.nn.Module], Any]] = {
 
 def spoil_loading(fault: str) -> None:
     """Faults inside the loader processes' work, here done by the process itself."""
-    whole = pipeline.data.ShardFolder.read
+    whole = pipeline.data.reader.ShardFolder.read
     reads = 0
 
-    def read(self: pipeline.data.ShardFolder, sample: int) -> Any:
+    def read(self: pipeline.data.reader.ShardFolder, sample: int) -> Any:
         nonlocal reads
         reads += 1
         key, image, meta = whole(self, sample)
@@ -100,17 +103,17 @@ def spoil_loading(fault: str) -> None:
             raise OSError(errno.EIO, "Input/output error", str(self.folder))
         return key, image, meta | {"tokens": [[10**6]] * 5}  # "token too large"
 
-    pipeline.data.ShardFolder.read = read  # type: ignore[method-assign]
+    pipeline.data.reader.ShardFolder.read = read  # type: ignore[method-assign]
 
 
 def slow_down(name: str, seconds: float) -> None:
-    whole = getattr(pipeline.train, name)
+    whole = getattr(pipeline.training.validation, name)
 
     def slow(*arguments: Any) -> Any:
         time.sleep(seconds)
         return whole(*arguments)
 
-    setattr(pipeline.train, name, slow)
+    setattr(pipeline.training.validation, name, slow)
 
 
 # Faults in a part of the program, put in before it starts.
@@ -118,16 +121,18 @@ IN_A_PART: dict[str, Callable[[], Any]] = {
     "hangs while loading": lambda: spoil_loading("hangs while loading"),
     "reading fails": lambda: spoil_loading("reading fails"),
     "token too large": lambda: spoil_loading("token too large"),
-    "disk full at a commit": lambda: setattr(checkpoint, "save_file", no_space),
-    "disk full at the sample log": lambda: setattr(pipeline.train, "log_samples", no_space),
+    "disk full at a commit": lambda: setattr(pipeline.checkpoint.commit, "save_file", no_space),
+    "disk full at the sample log": lambda: setattr(
+        pipeline.observability.sample_log.SampleLog, "write", no_space
+    ),
     "captioning fails": lambda: setattr(
-        pipeline.evaluate, "generate", fail_with(RuntimeError("no words"))
+        pipeline.evaluation.evaluator, "generate", fail_with(RuntimeError("no words"))
     ),
     "scoring fails": lambda: setattr(
-        pipeline.train, "caption_scores", fail_with(ValueError("no scores"))
+        pipeline.training.validation, "caption_scores", fail_with(ValueError("no scores"))
     ),
     "scoring takes long": lambda: slow_down("caption_scores", 45.0),
-    "logging fails": lambda: setattr(pipeline.train.Monitor, "_log", no_space),
+    "logging fails": lambda: setattr(pipeline.observability.monitor.Monitor, "_log", no_space),
 }
 
 
@@ -138,7 +143,7 @@ def main() -> int:
         if fault in IN_A_PART:
             IN_A_PART[fault]()
         else:
-            step, steps = pipeline.train.train_step, 0
+            step, steps = pipeline.training.trainer.train_step, 0
 
             def train_step(accelerator: Any, model: Any, *rest: Any) -> Any:
                 nonlocal steps
@@ -147,8 +152,8 @@ def main() -> int:
                     AT_STEP[fault](model)
                 return step(accelerator, model, *rest)
 
-            pipeline.train.train_step = train_step
-    from pipeline.training.__main__ import main as train
+            pipeline.training.trainer.train_step = train_step
+    from pipeline.train import main as train
 
     return train()
 

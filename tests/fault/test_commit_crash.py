@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ONE_THREAD, ROOT
+from support.checkpoints import make_record
 
-from pipeline import checkpoint
-from pipeline.generate import load_trained
+from pipeline.checkpoint import commit as checkpoint
+from pipeline.checkpoint.state import TrainState
+from pipeline.generation.trained import load_trained
 
 FILES = {
     "config.yaml", "files.json", "model.safetensors", "optimizer.pt", "state.json",
@@ -81,8 +83,9 @@ def test_no_truncation_and_no_flipped_bit_is_loaded_in_silence(tmp_path: Path) -
     tokenizer.write_text(json.dumps({"model": {"vocab": {"a": 0, "dog": 1}}}))
     weight = torch.arange(256.0)
     path = checkpoint.commit(
-        tmp_path / "checkpoints", {"step": 7, "updates": 7}, {"weight": weight},
-        {"optimizer": {"state": {0: {"exp_avg": weight}}}}, "seed: 0\n" * 20, tokenizer,
+        tmp_path / "checkpoints", make_record(tokenizer, "seed: 0\n" * 20),
+        TrainState(step=7, updates=7), {"weight": weight},
+        {"optimizer": {"state": {0: {"exp_avg": weight}}}},
     )  # fmt: skip
     assert {file.name for file in path.iterdir()} == FILES
     rng, num_cases = random.Random(0), 0

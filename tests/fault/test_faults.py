@@ -10,8 +10,8 @@ import psutil
 import pytest
 from conftest import ONE_THREAD, ROOT, Scenes, train_command
 
-from pipeline.exits import STOPPED
-from pipeline.phases import LOST_S, UNHEARD, Phase, State, find_fault, usual_limit
+from pipeline.distributed.fault_policy import LOST_S, UNHEARD, Phase, State, find_fault, usual_limit
+from pipeline.runtime.preemption import STOPPED
 
 # Fault, the rank that has it, loader processes, and what the output must tell of it.
 FAST = [

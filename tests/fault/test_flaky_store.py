@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ONE_THREAD, ROOT, Scenes, read_sample_log, train, train_command
-from flaky_proxy import flaky_proxy
+from support.flaky_proxy import flaky_proxy
 
 from shards.format import read_manifest
 

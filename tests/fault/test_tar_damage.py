@@ -15,7 +15,8 @@ from conftest import Scenes
 from PIL import Image
 
 import shards.index_tars
-from pipeline.data import DamagedSampleError, ShardFolder
+from pipeline.data.batch import DamagedSampleError
+from pipeline.data.reader import ShardFolder
 from shards.finalize import close_data_set
 from shards.format import Sidecar, read_manifest
 from shards.index_tars import index_tars

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ONE_THREAD, ROOT
 
-from pipeline.launcher_report import report_to_launcher
+from pipeline.runtime.launcher_report import report_to_launcher
 
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 WRONG = ("train.py", "--optim.lrr", "1")

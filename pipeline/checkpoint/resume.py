@@ -1,0 +1,109 @@
+"""Which checkpoint a run continues from, and whether the run is still the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.checkpoint.best import SCORES, load_scores
+from pipeline.checkpoint.commit import check_commit, load_state, step_of
+from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.identity import RunIdentity
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run continues.
+
+    Args:
+        commit: the checkpoint; none starts from the beginning.
+        damaged: newer checkpoints that are damaged and not used -> what is wrong with each.
+    """
+
+    commit: Path | None = None
+    damaged: Mapping[Path, str] = field(default_factory=dict)
+
+
+def find_resume_point(checkpoints: Path, policy: str) -> ResumePoint:
+    """The newest usable checkpoint of a run folder.
+
+    Args:
+        policy: `train.resume`: `auto`, `previous` or `never`.
+    Raises:
+        ValueError: there are checkpoints and the policy is `never`; the newest is damaged and the
+            policy is `auto`; all are damaged.
+    """
+    found = list(commits(checkpoints))
+    if found and policy == "never":
+        raise ValueError(
+            f"run_dir: {checkpoints.parent} already holds checkpoints; name another folder, or set "
+            "train.resume to `auto` to continue from them"
+        )
+    damaged: dict[Path, str] = {}
+    for path in reversed(found):
+        try:
+            check_commit(path)
+        except ValueError as error:
+            damaged[path] = str(error)
+            if len(found) > 1 and policy == "auto":
+                raise ValueError(
+                    f"{error}; the checkpoint before it is {found[-2].name}: set `train.resume "
+                    "previous` to continue from the newest checkpoint that is not damaged"
+                ) from None
+        else:
+            return ResumePoint(path, damaged)
+    if damaged:
+        raise ValueError(
+            f"{'; '.join(damaged.values())}; there is no earlier checkpoint to continue from: to "
+            "train from the beginning name another run_dir"
+        )
+    return ResumePoint()
+
+
+def check_continues(
+    commit: Path, identity: RunIdentity, batch_size: int, num_slots: int, num_steps: int
+) -> None:
+    """Whether the run as it is now configured is the one that wrote the checkpoint.
+
+    Args:
+        identity: of the run as it is now.
+        batch_size: images in a global batch.
+        num_slots: positions of the sample sequence that the run consumes in all.
+        num_steps: steps of the whole run.
+    Raises:
+        ValueError: names the setting that differs.
+    """
+    state, saved = load_state(commit)
+    for name, then, now in saved.differences(identity):
+        raise ValueError(
+            f"{commit}: was trained with another value of {name} ({then}, now {now}); to train "
+            "from the beginning name another run_dir"
+        )
+    if state.step > num_steps:
+        raise ValueError(
+            f"train.steps, train.epochs: they end the run after {num_steps:,} steps, but {commit} "
+            f"has done {state.step:,} already"
+        )
+    if state.samples_consumed < state.step * batch_size and state.samples_consumed < num_slots:
+        raise ValueError(
+            f"train.steps, train.epochs: {commit} ended a run with an incomplete batch, which a "
+            "longer run would have filled; continuing would leave those samples out. To train "
+            "longer name another run_dir"
+        )
+
+
+def check_scores(commit: Path, val_place: str, val_digest: str) -> None:
+    """Whether the scores so far and those to come are of the same validation set.
+
+    Args:
+        val_place: folder or URL of the validation set.
+        val_digest: its digest.
+    Raises:
+        ValueError: they are not, so the best of them would mean nothing.
+    """
+    scores = load_scores(commit.parent, step_of(commit))
+    if scores.data_digest not in (None, val_digest):
+        raise ValueError(
+            f"data.val: {val_place} is not the validation set that {commit} was scored on; delete "
+            f"{commit.parent / SCORES} to select the best checkpoint by the new one alone, or name "
+            "another run_dir"
+        )

@@ -1,0 +1,1 @@
+"""The settings of a run: dataclasses, YAML over them, flags over both."""

@@ -1,0 +1,75 @@
+"""Combinations of settings that cannot work."""
+
+import math
+
+from pipeline.config.data import MAX_STREAMS
+from pipeline.config.run import Config
+
+
+def check_config(config: Config) -> None:
+    """Refuse values that cannot work.
+
+    Raises:
+        ValueError: names the key and says what it must be.
+    """
+    data, optim, train = config.data, config.optim, config.train
+    encoder, decoder = config.model.encoder, config.model.decoder
+    rules = [
+        ("data.train", data.train != "", "must name a folder of shards"),
+        ("data.global_batch_size", data.global_batch_size >= 1, "must be 1 or more"),
+        ("data.captions_per_image", data.captions_per_image >= 1, "must be 1 or more"),
+        ("data.workers", data.workers >= 0, "must be 0 or more"),
+        ("data.image_size", data.image_size >= 32, "must be 32 or more"),
+        ("data.min_crop", 0 < data.min_crop <= 1, "must be above 0, and 1 at the most"),
+        ("data.shuffle_block", data.shuffle_block >= 1, "must be 1 or more"),
+        ("data.streams", 1 <= data.streams <= MAX_STREAMS, f"must be 1 to {MAX_STREAMS}"),
+        (
+            "data.streams",
+            data.global_batch_size % max(data.streams, 1) == 0,
+            f"must divide data.global_batch_size, which is {data.global_batch_size}",
+        ),
+        ("data.max_bad", 0 <= data.max_bad <= 1, "must be a share from 0 to 1"),
+        ("data.cache_dir", data.cache_dir != "", "must name a folder, or be null"),
+        *(
+            (key, "://" not in (path or ""), "must be on a file system: it is written in place")
+            for key, path in (
+                ("run_dir", config.run_dir),
+                ("data.cache_dir", data.cache_dir),
+                ("monitor.sample_log", config.monitor.sample_log),
+            )
+        ),
+        ("data.cache_gb", 0 < data.cache_gb < math.inf, "must be above 0, and finite"),
+        ("model.dim", config.model.dim >= 1, "must be 1 or more"),
+        ("model.max_tokens", config.model.max_tokens >= 1, "must be 1 or more"),
+        ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),
+        ("model.encoder.dropout", 0 <= encoder.dropout < 1, "must be 0 or more, and below 1"),
+        ("model.decoder.hidden_dim", decoder.hidden_dim >= 1, "must be 1 or more"),
+        ("model.decoder.dropout", 0 <= decoder.dropout < 1, "must be 0 or more, and below 1"),
+        ("optim.lr", optim.lr > 0, "must be above 0"),
+        ("optim.warmup_steps", optim.warmup_steps >= 0, "must be 0 or more"),
+        ("optim.weight_decay", optim.weight_decay >= 0, "must be 0 or more"),
+        ("optim.clip", optim.clip >= 0, "must be 0 or more"),
+        ("train.steps", train.steps is None or train.steps >= 1, "must be 1 or more, or null"),
+        ("train.epochs", train.epochs is None or train.epochs >= 1, "must be 1 or more, or null"),
+        ("train.epochs", bool(train.epochs or train.steps), "and train.steps cannot both be null"),
+        ("train.accumulation_steps", train.accumulation_steps >= 1, "must be 1 or more"),
+        ("train.checkpoint_every", train.checkpoint_every >= 1, "must be 1 or more"),
+        ("train.checkpoint_minutes", train.checkpoint_minutes >= 0, "must be 0 or more"),
+        ("train.eval_every", train.eval_every >= 0, "must be 0 or more"),
+        ("train.keep", train.keep >= 1, "must be 1 or more"),
+        ("monitor.log_every", config.monitor.log_every >= 1, "must be 1 or more"),
+        ("monitor.num_pictures", config.monitor.num_pictures >= 0, "must be 0 or more"),
+        (
+            "model.encoder.freeze",
+            not encoder.freeze or encoder.weights is not None,
+            "keeps random convolutions as they are: name model.encoder.weights, or do not freeze",
+        ),
+        (
+            "model.encoder.freeze",
+            not encoder.freeze or encoder.batch_norm in ("auto", "frozen"),
+            "needs model.encoder.batch_norm `auto` or `frozen`",
+        ),
+    ]
+    for key, holds, rule in rules:
+        if not holds:
+            raise ValueError(f"{key} {rule}")

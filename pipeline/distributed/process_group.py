@@ -1,0 +1,108 @@
+"""The processes of a run, joined by accelerate: NCCL between GPUs, gloo between CPU processes."""
+
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import InitProcessGroupKwargs
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # with gloo
+
+from pipeline.runtime.world import World
+
+JOIN_LIMIT_S = 900.0  # a scheduler may start the machines of a run minutes apart
+
+# Longer than anything that the watchdog lets a process wait for, such as another's scoring: it
+# finds a hang sooner, and by name.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+def join_processes(world: World, precision: str = "fp32") -> Accelerator:
+    """Join the process group that the launcher laid out, if any.
+
+    Args:
+        precision: `fp32`, `bf16` or `fp16`. A CPU keeps to float32: there some kernels have no bf16
+            form, and others crawl.
+    Raises:
+        RuntimeError: the launcher started several processes that cannot be joined.
+    """
+    joined = threading.Event()
+    if world.world_size > 1:
+        threading.Thread(target=_end_unless_joined, args=(world, joined), daemon=True).start()
+    on_cpu = not torch.cuda.is_available()
+    _forget_the_dead(world, "gloo" if on_cpu else "nccl")
+    accelerator = Accelerator(
+        # Left to itself, accelerate 1.15 joins CPU processes only if told that they are on a CPU.
+        cpu=on_cpu,
+        mixed_precision="no" if on_cpu or precision == "fp32" else precision,
+        # Accumulation is ours (step.py): accelerate's divides by its steps in backward().
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+        ],
+    )
+    joined.set()
+    if accelerator.num_processes != world.world_size:
+        raise RuntimeError(
+            f"the launcher started {world.world_size} processes, but accelerate joined "
+            f"{accelerator.num_processes}; launch with a configuration from launch/"
+        )
+    return accelerator
+
+
+def _end_unless_joined(world: World, joined: threading.Event) -> None:
+    """End this process where the others never come: the group alone would wait for hours."""
+    start = time.monotonic()
+    while not joined.wait(1.0):
+        if os.getppid() != world.launcher_pid:
+            why = "the launcher is gone"
+        elif time.monotonic() - start > JOIN_LIMIT_S:
+            why = (
+                f"the {world.world_size} processes have not found each other in "
+                f"{JOIN_LIMIT_S:.0f} s: one has not started, or cannot reach "
+                f"{world.store_host}:{world.store_port}"
+            )
+        else:
+            continue
+        try:
+            print(f"rank {world.rank}: {why}; ending", file=sys.stderr, flush=True)
+        finally:  # also where nobody is left to read it
+            os._exit(1)
+
+
+def _forget_the_dead(world: World, backend: str) -> None:
+    """After a restart (`--max_restarts`) form the group under a name of its own.
+
+    torch's static rendezvous, which accelerate uses, keeps one store through all restarts (2.15),
+    and with it the addresses of the processes that are no more: the new ones would look for those.
+    """
+    if not world.restart or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    torch.distributed.init_process_group(
+        backend,
+        timeout=COLLECTIVE_TIMEOUT,
+        store=PrefixStore(f"restart {world.restart}", launcher_store(world)),
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+
+
+def launcher_store(world: World) -> Any:
+    """A connection of our own to the key-value store that the launcher keeps.
+
+    Raises:
+        RuntimeError: it does not answer.
+    """
+    return TCPStore(
+        world.store_host,
+        world.store_port,
+        is_master=False,
+        timeout=timedelta(seconds=60),
+        wait_for_workers=False,
+    )

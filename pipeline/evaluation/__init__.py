@@ -1,0 +1,1 @@
+"""Captions and scores of a data set."""

@@ -1,0 +1,142 @@
+"""What a person sees of a run: TensorBoard and one console line, on the main process."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.observability.contact_sheet import Captioned, draw_sheet
+
+CONSOLE_EVERY_S = 10.0  # a line that far apart where no terminal rewrites it
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, the same on all ranks."""
+
+    loss: float  # nats a token, over the global batch
+    grad_norm: float  # before clipping
+    num_images: int
+    num_tokens: int
+    num_bad: int  # damaged samples left out
+    wait_s: float  # seconds spent waiting for data, mean over the ranks
+    skipped: bool  # fp16 only: the gradient overflowed and the weights stayed
+    stop: bool  # some rank was asked to stop
+
+
+class Monitor:
+    """Collects steps, and shows their means every `log_every` steps.
+
+    Made on every rank; where `active` is false it shows nothing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        active: bool,
+        first_step: int,
+        num_steps: int,
+        num_processes: int,
+        log_every: int,
+    ) -> None:
+        self.active = active
+        self.num_steps = num_steps
+        self.num_processes = num_processes
+        self.log_every = log_every
+        self._results: list[StepResult] = []
+        self._window_start = time.monotonic()
+        self._console_s = 0.0
+        self._line_open = False
+        if active:  # what a killed run logged past its last commit is hidden: it comes again
+            purge = first_step + 1 if first_step else None
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+
+    def say(self, text: str) -> None:
+        """Print one line of its own."""
+        if self.active:
+            self._end_line()
+            print(text, flush=True)
+
+    def step(self, step: int, result: StepResult, learning_rate: float, num_bad: int) -> None:
+        """Take note of a step; `step` counts those done so far, `num_bad` what was left out."""
+        if not self.active:
+            return
+        self._results.append(result)
+        if step % self.log_every == 0 or step == self.num_steps:
+            self._log(step, learning_rate, num_bad)
+
+    def _log(self, step: int, learning_rate: float, num_bad: int) -> None:
+        seconds = max(time.monotonic() - self._window_start, 1e-9)
+        results = self._results
+        num_tokens = sum(r.num_tokens for r in results)
+        loss = sum(r.loss * r.num_tokens for r in results) / max(num_tokens, 1)
+        images_per_s = sum(r.num_images for r in results) / seconds
+        wait_share = sum(r.wait_s for r in results) / seconds
+        scalars = {
+            "train/loss": loss,
+            "train/learning_rate": learning_rate,
+            "train/gradient_norm": sum(r.grad_norm for r in results) / len(results),
+            "speed/images_per_s": images_per_s,
+            "speed/images_per_s_per_process": images_per_s / self.num_processes,
+            "speed/tokens_per_s": num_tokens / seconds,
+            "speed/tokens_per_s_per_process": num_tokens / seconds / self.num_processes,
+            "speed/data_wait_share": wait_share,
+            "train/skipped_steps": float(sum(r.skipped for r in results)),
+            "data/bad_samples": float(num_bad),
+        }
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+        self._progress(
+            f"step {step:,}/{self.num_steps:,}  loss {loss:.3f}  lr {learning_rate:.2e}  "
+            f"{images_per_s:,.0f} images/s  waiting for data {wait_share:.0%}",
+            last=step == self.num_steps,
+        )
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begin a new window: evaluation and commits are not part of the training speed."""
+        self._results = []
+        self._window_start = time.monotonic()
+
+    def evaluation(
+        self, step: int, scores: dict[str, float], pictures: Sequence[Captioned]
+    ) -> None:
+        """Show scores, and pictures with their captions."""
+        if not self.active:
+            return
+        for name, value in scores.items():
+            self.writer.add_scalar(f"eval/{name}", value, step)
+        if pictures:
+            sheet = np.asarray(draw_sheet(pictures))
+            self.writer.add_image("captions", sheet, step, dataformats="HWC")
+        self.writer.flush()
+        line = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        self.say(f"step {step:,}: {line}")
+
+    def flush(self) -> None:
+        """Write out what is pending."""
+        if self.active:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """The last of it."""
+        if self.active:
+            self._end_line()
+            self.writer.close()
+
+    def _progress(self, line: str, last: bool) -> None:
+        if sys.stdout.isatty():
+            print(f"\r\x1b[K{line}", end="", flush=True)
+            self._line_open = True
+        elif last or time.monotonic() - self._console_s > CONSOLE_EVERY_S:
+            print(line, flush=True)
+            self._console_s = time.monotonic()
+
+    def _end_line(self) -> None:
+        if self._line_open:
+            print(flush=True)
+            self._line_open = False

@@ -1,0 +1,1 @@
+"""Shards behind URLs: a verified, bounded cache on this machine."""

@@ -1,0 +1,187 @@
+"""Reads and checks all inputs of a run before anything starts.
+
+No process group is joined and no GPU is touched here, so a mistake costs a second and one line.
+"""
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from pipeline.checkpoint.identity import RunIdentity
+from pipeline.checkpoint.resume import (
+    ResumePoint,
+    check_continues,
+    check_scores,
+    find_resume_point,
+)
+from pipeline.config.data import DataConfig
+from pipeline.config.run import Config
+from pipeline.data.loader import EVAL_SHARDS
+from pipeline.data.partition import streams_of_ranks
+from pipeline.data.reader import ShardFolder
+from pipeline.data.sample_order import ALGORITHM
+from pipeline.model.captioner import Captioner
+from pipeline.remote.location import local_folders
+from pipeline.runtime.run_lock import lock_run_dir
+from pipeline.runtime.world import World
+from pipeline.training.schedule import Schedule
+from shards.format import check_index
+from shards.index_tars import unlisted_tars
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose inputs have been read and checked.
+
+    Args:
+        resume: where it continues from.
+        lock: of the main process, on the run folder; held as long as the run lives.
+        num_slots: positions of the sample sequence that the run consumes in all.
+        num_steps: steps of the whole run.
+    """
+
+    config: Config
+    world: World
+    train_shards: ShardFolder
+    val_shards: ShardFolder | None
+    captioner: Captioner
+    identity: RunIdentity
+    resume: ResumePoint
+    lock: TextIO | None
+    num_slots: int
+    num_steps: int
+    schedule: Schedule
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return Path(self.config.run_dir) / "checkpoints"
+
+    def samples_of_step(self, step: int) -> int:
+        """Samples in the global batch of a step; the last one of the run may hold fewer."""
+        batch_size = self.config.data.global_batch_size
+        return min((step + 1) * batch_size, self.num_slots) - step * batch_size
+
+
+def prepare(config: Config, world: World) -> Run:
+    """Read and check everything that a user may have got wrong.
+
+    Raises:
+        ValueError: names the folder or the setting at fault.
+    """
+    train_shards, val_shards = _open_shards(config.data, world)
+    _check_batch(config, world)
+    num_slots = _num_slots(config, len(train_shards))
+    num_steps = -(-num_slots // config.data.global_batch_size)
+    schedule = Schedule(config.optim, config.train, num_steps)
+    run_dir = Path(config.run_dir)
+    _make_run_dir(run_dir)
+    lock = lock_run_dir(run_dir) if world.is_main else None
+    if world.is_main:
+        _name_unlisted_tars(train_shards, val_shards)
+    manifest = train_shards.manifest
+    identity = RunIdentity.of(config, manifest.digest, manifest.tokenizer_sha256, ALGORITHM)
+    resume = find_resume_point(run_dir / "checkpoints", config.train.resume)
+    if resume.commit:
+        batch_size = config.data.global_batch_size
+        check_continues(resume.commit, identity, batch_size, num_slots, num_steps)
+        if val_shards:
+            check_scores(resume.commit, val_shards.place, val_shards.manifest.digest)
+    torch.manual_seed(config.seed)
+    vocab_size = train_shards.tokenizer.get_vocab_size()
+    captioner = Captioner(config.model, vocab_size, pretrained=resume.commit is None)
+    _try_encoder(captioner, config)
+    return Run(
+        config=config,
+        world=world,
+        train_shards=train_shards,
+        val_shards=val_shards,
+        captioner=captioner,
+        identity=identity,
+        resume=resume,
+        lock=lock,
+        num_slots=num_slots,
+        num_steps=num_steps,
+        schedule=schedule,
+    )
+
+
+def _open_shards(data: DataConfig, world: World) -> tuple[ShardFolder, ShardFolder | None]:
+    streams = streams_of_ranks(world.ranks_of_this_machine, world.world_size, data.streams)
+    # At once a stream needs the block that is being read, and the next one.
+    places = [(data.train, 2 * data.shuffle_block * len(streams))]
+    if data.val:
+        places.append((data.val, EVAL_SHARDS))
+    found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
+    shards = [ShardFolder(folder, cache) for folder, cache in found]
+    if world.is_local_main:  # once on each machine, since a large index takes long
+        for opened in shards:
+            if not opened.cache:  # the cache has checked its own
+                check_index(opened.folder, opened.manifest)
+    train, val = shards[0], shards[1] if data.val else None
+    if val and val.manifest.tokenizer_sha256 != train.manifest.tokenizer_sha256:
+        raise ValueError(
+            f"{data.val}: built with another tokenizer than {data.train}; build both with the same "
+            "tokenizer.json"
+        )
+    return train, val
+
+
+def _check_batch(config: Config, world: World) -> None:
+    """Whether batch normalisation can train on each process's part of a batch."""
+    batch_norm = config.model.encoder.batch_norm
+    if batch_norm == "sync" and not torch.cuda.is_available():
+        raise ValueError("model.encoder.batch_norm: `sync` needs GPUs")
+    parts = world.world_size * config.train.accumulation_steps
+    if config.data.global_batch_size <= parts and batch_norm != "frozen":
+        raise ValueError(
+            f"data.global_batch_size: {config.data.global_batch_size} images over {parts} "
+            "micro-batches is one image each, and batch normalisation cannot train on one"
+        )
+
+
+def _num_slots(config: Config, num_samples: int) -> int:
+    """Positions of the sample sequence until `train.steps` or `train.epochs` ends the run."""
+    epochs, steps = config.train.epochs, config.train.steps
+    by_epochs = math.inf if epochs is None else epochs * num_samples
+    by_steps = math.inf if steps is None else steps * config.data.global_batch_size
+    return int(min(by_epochs, by_steps))
+
+
+def _name_unlisted_tars(*opened: ShardFolder | None) -> None:
+    for shards in opened:
+        if shards and shards.foreign and not shards.cache:
+            for name in unlisted_tars(shards.folder, shards.manifest):
+                print(
+                    f"{shards.folder / name}: added after the folder was indexed, so it is not "
+                    "read; `python -m shards index` adds it, for a new run",
+                    file=sys.stderr,
+                )
+
+
+def _make_run_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run_dir: {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"run_dir: {path}: cannot be written to")
+
+
+@torch.no_grad()
+def _try_encoder(captioner: Captioner, config: Config) -> None:
+    """Encode one black image: some backbones accept one size only, or none this small."""
+    size = config.data.image_size
+    captioner.encoder.eval()
+    try:
+        captioner.encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"model.encoder.name: {config.model.encoder.name} does not accept images of "
+            f"data.image_size {size}: {str(error).splitlines()[0]}"
+        ) from None

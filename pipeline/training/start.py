@@ -1,0 +1,82 @@
+"""The start of a run: the state of its checkpoint, its folder, its first line."""
+
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
+from torch import channels_last, nn
+
+from pipeline.checkpoint.commit import load_model_state, load_optimizer_state, load_state
+from pipeline.checkpoint.folder import prune, set_aside
+from pipeline.checkpoint.state import TrainState
+from pipeline.training.inputs import Run
+from pipeline.training.optimizer import make_optimizer
+
+
+def restore(
+    accelerator: Accelerator, run: Run
+) -> tuple[nn.Module, AcceleratedOptimizer, TrainState]:
+    """Put model and optimiser on the device, in the state of the checkpoint, wrapped for DDP."""
+    captioner, commit, state = run.captioner, run.resume.commit, TrainState()
+    optimizer = make_optimizer(captioner, run.config.optim)
+    if commit:
+        captioner.load_state_dict(load_model_state(commit))
+        state, _ = load_state(commit)
+    _check_ranks_agree(run, state)
+    captioner.train().to(memory_format=channels_last)  # the layout of the images
+    model, wrapped = accelerator.prepare(captioner, optimizer)
+    if commit:
+        saved = load_optimizer_state(commit)
+        decays = [group["weight_decay"] for group in wrapped.param_groups]
+        wrapped.load_state_dict(saved["optimizer"])
+        for group, decay in zip(wrapped.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # a setting, not state: the configuration decides
+        if accelerator.scaler is not None and "scaler" in saved:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+    return model, wrapped, state
+
+
+def _check_ranks_agree(run: Run, state: TrainState) -> None:
+    if run.world.world_size == 1:
+        return
+    seen = gather_object([(state.step, run.identity.data_digest)])
+    if len(set(seen)) > 1:
+        raise RuntimeError(
+            "the processes do not see the same run: (step, data digest) by rank is "
+            f"{seen}; {run.config.run_dir} and {run.train_shards.place} must be the same "
+            "everywhere, on shared storage"
+        )
+
+
+def tidy_checkpoints(run: Run) -> Iterator[str]:
+    """Remove what damage and killed processes left, once all ranks have chosen their checkpoint.
+
+    For the main process alone.
+
+    Returns:
+        A line for each damaged checkpoint.
+    """
+    for path, fault in run.resume.damaged.items():
+        yield f"{fault}; not used, and renamed to {set_aside(path).name}"
+    prune(run.checkpoints, run.config.train.keep)
+
+
+def first_line(accelerator: Accelerator, run: Run, state: TrainState) -> str:
+    """What was started, and how: processes, device, data, model and length of the run."""
+    world_size = run.world.world_size
+    num_parameters = sum(p.numel() for p in run.captioner.parameters() if p.requires_grad)
+    plural = "" if world_size == 1 else "es"
+    backend = f", {accelerator.state.backend}" if world_size > 1 else ""
+    precision: str = run.config.train.precision
+    if precision != "fp32" and accelerator.mixed_precision == "no":
+        precision = f"fp32 ({precision} is for GPUs)"
+    start = f"from step {state.step:,}" if run.resume.commit else "from the beginning"
+    if state.step >= run.num_steps:
+        start = "all done already (train.steps and train.epochs set the end)"
+    return (
+        f"{world_size} process{plural} on {accelerator.device.type}{backend}; "
+        f"precision {precision}; {len(run.train_shards):,} images, digest "
+        f"{run.identity.data_digest[:12]}; {num_parameters / 1e6:.1f} M parameters; "
+        f"{run.num_steps:,} steps, {start}; {run.config.run_dir}"
+    )

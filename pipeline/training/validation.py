@@ -1,0 +1,118 @@
+"""Validation while training: scores of a committed step, and the best checkpoint so far."""
+
+import os
+
+from accelerate import Accelerator
+from torch import nn
+
+from pipeline.checkpoint.best import Scores, load_scores, mark_best, save_scores
+from pipeline.checkpoint.state import TrainState
+from pipeline.data.dataset import EvalDataset
+from pipeline.distributed.fault_policy import Phase
+from pipeline.distributed.watchdog import Watchdog
+from pipeline.evaluation.evaluator import Evaluation, evaluate
+from pipeline.metrics import caption_scores
+from pipeline.observability.monitor import Monitor
+from pipeline.runtime.preemption import StopRequest, answer_stop
+from pipeline.training.inputs import Run
+
+
+class Validator:
+    """Captions and scores the validation set, and marks the best checkpoint.
+
+    Args:
+        first_step: where the run continues from; scores of later steps belong to a run that was
+            resumed from an earlier checkpoint, and are forgotten.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        accelerator: Accelerator,
+        watchdog: Watchdog,
+        stop: StopRequest,
+        monitor: Monitor,
+        first_step: int,
+    ) -> None:
+        self.run, self.accelerator = run, accelerator
+        self.watchdog, self.stop, self.monitor = watchdog, stop, monitor
+        self.scores = load_scores(run.checkpoints, first_step)
+
+    def due(self, step: int) -> bool:
+        """Whether the validation set is scored after a step."""
+        return self.run.val_shards is not None and self.run.schedule.evaluation_due(step)
+
+    def catch_up(self, model: nn.Module, state: TrainState) -> None:
+        """Do what a kill prevented: an evaluation after its checkpoint, the mark after a score."""
+        if self.due(state.step) and state.step not in self.scores.by_step:
+            self.evaluate(model, state)
+        if self.run.world.is_main and self.scores.by_step:
+            mark_best(self.run.checkpoints, self.scores)
+
+    def evaluate(self, model: nn.Module, state: TrainState) -> None:
+        """Score the validation set at a committed step.
+
+        A stop request ends the process at once meanwhile: an evaluation may take longer than a
+        scheduler waits, and the next start repeats it.
+        """
+
+        def leave() -> None:
+            self.monitor.say(
+                f"asked to stop: step {state.step:,} is committed, and the same command continues "
+                "with its evaluation"
+            )
+            os._exit(answer_stop(self.run.world))  # other processes may be waiting for this one
+
+        # No process may leave before the checkpoint is complete, nor be left scoring alone.
+        is_main = self.run.world.is_main
+        with self.watchdog.phase(Phase.COMMIT if is_main else Phase.WAIT, state.step):
+            self.accelerator.wait_for_everyone()
+        self.monitor.flush()
+        with self.stop.at_once(leave):
+            evaluation = self._caption(model, state)
+            if is_main:
+                with self.watchdog.phase(Phase.SCORE, state.step):
+                    self._score(evaluation, state)
+            with self.watchdog.phase(Phase.WAIT, state.step):
+                self.accelerator.wait_for_everyone()
+
+    def finish(self, state: TrainState) -> None:
+        """In a complete run without a validation set the last checkpoint is the best one."""
+        complete = state.step >= self.run.num_steps
+        if self.run.world.is_main and self.run.val_shards is None and complete:
+            mark_best(self.run.checkpoints, Scores())
+
+    def _caption(self, model: nn.Module, state: TrainState) -> Evaluation:
+        run, config = self.run, self.run.config
+        assert run.val_shards is not None
+
+        def beat(phase: Phase, limit_s: float | None = None) -> None:
+            with self.watchdog.phase(phase, state.step, limit_s):
+                pass
+
+        parts = run.world.world_size * config.train.accumulation_steps
+        evaluation = evaluate(
+            self.accelerator,
+            run.world,
+            self.accelerator.unwrap_model(model),
+            EvalDataset(run.val_shards, config.data.image_size),
+            run.val_shards.tokenizer,
+            config.model.max_tokens,
+            # As many images at a time as in training, for which the memory suffices.
+            max(config.data.global_batch_size // parts, 1),
+            config.data.workers,
+            beat,
+            config.monitor.num_pictures,
+            config.data.max_bad,
+        )
+        for text in evaluation.bad:
+            self.monitor.say(f"step {state.step:,}: not scored: {text}")
+        return evaluation
+
+    def _score(self, evaluation: Evaluation, state: TrainState) -> None:
+        assert self.run.val_shards is not None
+        scores = caption_scores(evaluation.captions, evaluation.references)
+        self.scores = self.scores.after(state.step, scores, self.run.val_shards.manifest.digest)
+        self.monitor.evaluation(state.step, scores, evaluation.pictures)
+        save_scores(self.run.checkpoints, self.scores)
+        mark_best(self.run.checkpoints, self.scores)

@@ -1,0 +1,51 @@
+"""One process of test_step: takes one step in float64 and writes the gradient it stepped along.
+
+Arguments: shard folder, output file, accumulation steps.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pipeline.config.data import DataConfig
+from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
+from pipeline.data.dataset import TrainDataset
+from pipeline.data.partition import MicroBatchSampler
+from pipeline.data.reader import ShardFolder
+from pipeline.data.sample_order import Order
+from pipeline.distributed.process_group import join_processes
+from pipeline.model.captioner import Captioner
+from pipeline.runtime.world import read_world
+from pipeline.training.step import train_step
+
+shards, out, steps = ShardFolder(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+torch.manual_seed(0)
+model = Captioner(
+    ModelConfig(
+        dim=16,
+        encoder=EncoderConfig("resnet18", batch_norm="frozen", hidden_dim=16, dropout=0.0),
+        decoder=DecoderConfig(hidden_dim=16, dropout=0.0),
+    ),
+    shards.tokenizer.get_vocab_size(),
+).double()
+model.train()
+accelerator = join_processes(read_world())
+sizes = tuple(shard.num_samples for shard in shards.manifest.shards)
+order = Order(sizes, shards.manifest.digest, 0, 4)
+sampler = MicroBatchSampler(
+    order, 9, 1000, 0, 1, accelerator.process_index, accelerator.num_processes, steps
+)
+# Six captions wanted and five there: weights of zero take part. Nine images do not divide by four.
+dataset = TrainDataset(shards, DataConfig(image_size=32, captions_per_image=6), seed=0)
+batches = [dataset[slots] for slots in sampler]
+# Plain descent at rate 1: afterwards the weights have moved by minus the gradient.
+before = {name: p.detach().clone() for name, p in model.named_parameters()}
+wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+result = train_step(accelerator, wrapped, optimizer, batches, learning_rate=1.0, clip=0.0)
+assert not wrapped.training or not model.encoder.backbone.bn1.training
+if accelerator.is_main_process:
+    gradients = {name: before[name] - p.detach() for name, p in model.named_parameters()}
+    save_file({**gradients, "loss": torch.tensor([result.loss], dtype=torch.float64)}, out)
+accelerator.end_training()
