@@ -1,1 +1,1 @@
-"""How processes start: accelerate configurations, and files for cluster schedulers."""
+"""How processes start: the launcher, accelerate configurations, and files for schedulers."""

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The whole way, on pictures drawn here: draw, pack, train, score, caption. Called by `make demo`.
+# The complete workflow on generated images: draw, pack, train, evaluate, caption. For `make demo`.
 #
-# Two processes on a CPU, or one a GPU. Every command below is one that a user runs on real data.
+# It trains with two processes on a CPU, or with one process per GPU. A user runs the same commands
+# on real data.
 set -euo pipefail
 data=data/demo run=runs/demo
 bin=.venv/bin
@@ -21,7 +22,7 @@ fi
 
 rm -rf "$data" "$run"
 
-say "drawing pictures with captions, in COCO's layout"
+say "drawing images with captions, in COCO's layout"
 "$bin/python" -m shards sample --out "$data" --images 9000 --seed 0
 
 say "packing shards"
@@ -39,17 +40,17 @@ say "training"
 "$bin/accelerate" launch "${launch[@]}" train.py --config configs/demo.yaml \
     --data.train "$data/shards/train" --data.val "$data/shards/val" --run_dir "$run"
 
-say "scoring the held-out pictures"
+say "evaluating on the validation images"
 "$bin/accelerate" launch "${launch[@]}" -m pipeline.evaluate --checkpoint "$run/checkpoints/best" \
     --shards "$data/shards/val" --out "$run/results.json"
 "$bin/python" -m shards.sample_data "$run/results.json" "$data/annotations/captions_val2017.json"
 
-say "captioning a few pictures"
-mapfile -t pictures < <(find "$data/val2017" -name '*.jpg' | sort | head -8)
+say "captioning a few images"
+mapfile -t images < <(find "$data/val2017" -name '*.jpg' | sort | head -8)
 "$bin/python" -m pipeline.caption --checkpoint "$run/checkpoints/best" --sheet "$run/sheet.png" \
-    "${pictures[@]}"
+    "${images[@]}"
 
 say "done"
-echo "pictures with captions:  $run/sheet.png"
+echo "images with captions:    $run/sheet.png"
 echo "checkpoint:              $run/checkpoints/best"
 echo "TensorBoard:             $bin/tensorboard --logdir $run"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.runtime.launcher_report import report_to_launcher
 from pipeline.runtime.world import World
 
 USAGE = 2  # exit code: unusable input, nothing was done
@@ -30,5 +31,7 @@ def usage_errors(program: str, world: World) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if not world.is_local_main:
             time.sleep(HEAD_START_S)
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        message = f"{program}: {' '.join(str(error).split())}"
+        print(message, file=sys.stderr, flush=True)
+        report_to_launcher(message)
         sys.exit(USAGE)

@@ -153,7 +153,7 @@ def main() -> int:
                 return step(accelerator, model, *rest)
 
             pipeline.training.trainer.train_step = train_step
-    from train import main as train
+    from pipeline.train import main as train
 
     return train()
 

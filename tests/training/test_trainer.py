@@ -237,7 +237,7 @@ def one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_unknown_setting_is_one_line(scenes: Scenes, tmp_path: Path, processes: int) -> None:
     done = train(processes, "--data.train", scenes.train, "--optim.learning_rate", 1)
-    one_line(done, "train.py", "optim.learning_rate")
+    one_line(done, "train:", "optim.learning_rate")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,0 +1,1 @@
+"""The console command `capstream`, and the recipes that are installed with it."""

@@ -1,0 +1,125 @@
+"""The console command: `capstream COMMAND --help`. This file alone lists the commands.
+
+Each command runs the same module as `python -m MODULE`.
+"""
+
+import os
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from capstream.shipped import find_shipped
+
+RECIPE_DIR = Path(__file__).parent / "configs"
+
+LAUNCHER_HELP = """
+options of the launcher:
+  `capstream {name}` also takes the options of `accelerate launch`, before or after its own:
+  --num_processes N, --max_restarts N, --num_machines M, ... (`accelerate launch --help`).
+  --config_file cpu|gpus|machines names a configuration that is installed with Capstream.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Args:
+        module: what runs, as `python -m` takes it.
+        help: one line.
+        takes_name: the module has subcommands of its own, and this is one of them.
+        launcher: `always` starts processes; `asked` starts them if a launcher option is given, and
+            otherwise runs in this process; `never` runs in this process.
+    """
+
+    module: str
+    help: str
+    takes_name: bool = False
+    launcher: str = "never"
+
+
+COMMANDS = {
+    "sample": Command("shards", "draw a small captioned data set to try Capstream with", True),
+    "tokenizer": Command("shards", "make a vocabulary from captions", True),
+    "split": Command("shards", "split captions into training, validation and test sets", True),
+    "build": Command("shards", "pack images and captions into shards", True),
+    "finalize": Command("shards", "write the manifest and index once all shards are packed", True),
+    "index": Command("shards", "index existing tars in place", True),
+    "verify": Command("shards", "check every byte of a data set", True),
+    "show": Command("shards", "print samples of a data set", True),
+    "order": Command("pipeline.order", "print which images make up any training step"),
+    "train": Command("pipeline.train", "train a captioner", launcher="always"),
+    "evaluate": Command("pipeline.evaluate", "caption and score a data set", launcher="asked"),
+    "caption": Command("pipeline.caption", "caption image files", launcher="asked"),
+}
+
+
+def main() -> int:
+    """Run one command. Returns the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *arguments = arguments
+    if name not in COMMANDS:
+        print(f"capstream: {name}: no such command; --help lists the commands", file=sys.stderr)
+        return 2
+    command = COMMANDS[name]
+    if command.launcher == "never":
+        return _run_here(command.module, [name, *arguments] if command.takes_name else arguments)
+    if "-h" in arguments or "--help" in arguments:
+        code = _run_here(command.module, ["--help"])
+        print(LAUNCHER_HELP.format(name=name), end="")
+        return code
+    return _launch(command, arguments)
+
+
+def _run_here(module: str, arguments: list[str]) -> int:
+    """`python -m MODULE ARGUMENTS` in this process. Returns the exit code."""
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _launch(command: Command, arguments: list[str]) -> int:
+    # Imported for these commands only: the others need no launcher.
+    from launch.launcher import supervise
+    from launch.processes import LAUNCH_DIR, launcher_options, split_options, start_module
+
+    if not {"", str(Path.cwd())} & set(sys.path):
+        # The processes import what this one imports, not a package of the same name in this folder.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+    arguments = find_shipped(arguments, "--config", RECIPE_DIR)
+    arguments = find_shipped(arguments, "--config_file", LAUNCH_DIR)
+
+    def start() -> None:
+        options, rest = split_options(arguments, launcher_options())
+        start_module(command.module, options, rest, say=True)
+
+    if command.launcher == "always":
+        return supervise(start)
+    options, rest = split_options(arguments, launcher_options())
+    return supervise(start) if options else _run_here(command.module, rest)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: capstream COMMAND ...",
+            "",
+            "Train image captioners from WebDataset shards.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`capstream COMMAND --help` lists the options of a command.",
+        ]
+    )
