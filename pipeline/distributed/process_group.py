@@ -1,4 +1,4 @@
-"""The processes of a run, joined by accelerate: NCCL between GPUs, gloo between CPU processes."""
+"""Joins the processes of a run with accelerate: NCCL between GPUs, gloo between CPU processes."""
 
 import os
 import sys
@@ -17,17 +17,17 @@ from pipeline.runtime.world import World
 
 JOIN_LIMIT_S = 900.0  # a scheduler may start the machines of a run minutes apart
 
-# Longer than anything that the watchdog lets a process wait for, such as another's scoring: it
-# finds a hang sooner, and by name.
+# Longer than anything the watchdog lets a process wait for, such as scoring on another rank. The
+# watchdog finds a hang sooner, and names the rank.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 def join_processes(world: World, precision: str = "fp32") -> Accelerator:
-    """Join the process group that the launcher laid out, if any.
+    """Join the process group that the launcher prepared, if there is one.
 
     Args:
-        precision: `fp32`, `bf16` or `fp16`. A CPU keeps to float32: there some kernels have no bf16
-            form, and others crawl.
+        precision: `fp32`, `bf16` or `fp16`. On a CPU float32 is used for all of them: some CPU
+            kernels have no bf16 form, and others are very slow in it.
     Raises:
         RuntimeError: the launcher started several processes that cannot be joined.
     """
@@ -35,12 +35,12 @@ def join_processes(world: World, precision: str = "fp32") -> Accelerator:
     if world.world_size > 1:
         threading.Thread(target=_end_unless_joined, args=(world, joined), daemon=True).start()
     on_cpu = not torch.cuda.is_available()
-    _forget_the_dead(world, "gloo" if on_cpu else "nccl")
+    _join_after_restart(world, "gloo" if on_cpu else "nccl")
     accelerator = Accelerator(
-        # Left to itself, accelerate 1.15 joins CPU processes only if told that they are on a CPU.
+        # accelerate 1.15 joins CPU processes only if it is told that they are on a CPU.
         cpu=on_cpu,
         mixed_precision="no" if on_cpu or precision == "fp32" else precision,
-        # Accumulation is ours (step.py): accelerate's divides by its steps in backward().
+        # training/step.py accumulates itself: accelerate's backward() divides by the steps.
         gradient_accumulation_steps=1,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
@@ -57,14 +57,14 @@ def join_processes(world: World, precision: str = "fp32") -> Accelerator:
 
 
 def _end_unless_joined(world: World, joined: threading.Event) -> None:
-    """End this process where the others never come: the group alone would wait for hours."""
+    """End this process if the others do not join in time: the group alone would wait for hours."""
     start = time.monotonic()
     while not joined.wait(1.0):
         if os.getppid() != world.launcher_pid:
             why = "the launcher is gone"
         elif time.monotonic() - start > JOIN_LIMIT_S:
             why = (
-                f"the {world.world_size} processes have not found each other in "
+                f"the {world.world_size} processes have not found each other within "
                 f"{JOIN_LIMIT_S:.0f} s: one has not started, or cannot reach "
                 f"{world.store_host}:{world.store_port}"
             )
@@ -72,15 +72,16 @@ def _end_unless_joined(world: World, joined: threading.Event) -> None:
             continue
         try:
             print(f"rank {world.rank}: {why}; ending", file=sys.stderr, flush=True)
-        finally:  # also where nobody is left to read it
+        finally:  # also where nobody reads what is printed
             os._exit(1)
 
 
-def _forget_the_dead(world: World, backend: str) -> None:
+def _join_after_restart(world: World, backend: str) -> None:
     """After a restart (`--max_restarts`) form the group under a name of its own.
 
-    torch's static rendezvous, which accelerate uses, keeps one store through all restarts (2.15),
-    and with it the addresses of the processes that are no more: the new ones would look for those.
+    torch's static rendezvous, which accelerate uses, keeps one store through all restarts (seen
+    with 2.15). The addresses of the ended processes are still in it, and the new processes would
+    connect to those.
     """
     if not world.restart or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -94,10 +95,10 @@ def _forget_the_dead(world: World, backend: str) -> None:
 
 
 def launcher_store(world: World) -> Any:
-    """A connection of our own to the key-value store that the launcher keeps.
+    """A new connection to the key-value store that the launcher keeps.
 
     Raises:
-        RuntimeError: it does not answer.
+        RuntimeError: the store does not answer.
     """
     return TCPStore(
         world.store_host,

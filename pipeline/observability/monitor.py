@@ -1,4 +1,4 @@
-"""What a person sees of a run: TensorBoard and one console line, on the main process."""
+"""TensorBoard and the console line of a training run, on the main process."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.observability.contact_sheet import Captioned, draw_sheet
 
-CONSOLE_EVERY_S = 10.0  # a line that far apart where no terminal rewrites it
+CONSOLE_EVERY_S = 10.0  # seconds between lines where the output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class StepResult:
 
 
 class Monitor:
-    """Collects steps, and shows their means every `log_every` steps.
+    """Collects the results of steps, and shows their means every `log_every` steps.
 
-    Made on every rank; where `active` is false it shows nothing.
+    It is made on every rank; where `active` is false it shows nothing.
     """
 
     def __init__(
@@ -51,18 +51,23 @@ class Monitor:
         self._window_start = time.monotonic()
         self._console_s = 0.0
         self._line_open = False
-        if active:  # what a killed run logged past its last commit is hidden: it comes again
+        if active:  # hides what a killed run logged after its last checkpoint: it is done again
             purge = first_step + 1 if first_step else None
             self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
 
     def say(self, text: str) -> None:
-        """Print one line of its own."""
+        """Print a line."""
         if self.active:
             self._end_line()
             print(text, flush=True)
 
     def step(self, step: int, result: StepResult, learning_rate: float, num_bad: int) -> None:
-        """Take note of a step; `step` counts those done so far, `num_bad` what was left out."""
+        """Add the result of a step.
+
+        Args:
+            step: steps done so far.
+            num_bad: bad samples left out so far.
+        """
         if not self.active:
             return
         self._results.append(result)
@@ -98,14 +103,14 @@ class Monitor:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Begin a new window: evaluation and commits are not part of the training speed."""
+        """Begin a new window: evaluations and checkpoints are not part of the training speed."""
         self._results = []
         self._window_start = time.monotonic()
 
     def evaluation(
         self, step: int, scores: dict[str, float], pictures: Sequence[Captioned]
     ) -> None:
-        """Show scores, and pictures with their captions."""
+        """Show scores, and images with their captions."""
         if not self.active:
             return
         for name, value in scores.items():
@@ -118,12 +123,12 @@ class Monitor:
         self.say(f"step {step:,}: {line}")
 
     def flush(self) -> None:
-        """Write out what is pending."""
+        """Write to disk what TensorBoard has buffered."""
         if self.active:
             self.writer.flush()
 
     def close(self) -> None:
-        """The last of it."""
+        """End the line that is open, and close the TensorBoard file."""
         if self.active:
             self._end_line()
             self.writer.close()

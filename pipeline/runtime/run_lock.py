@@ -1,4 +1,4 @@
-"""One run at a time in a run folder: two would delete each other's commits."""
+"""Locks a run folder, since two runs in it would delete each other's checkpoints."""
 
 import fcntl
 import os
@@ -15,13 +15,13 @@ LOCK = ".lock"
 def lock_run_dir(run_dir: Path) -> TextIO:
     """Lock a run folder against other runs, on this machine and on those that share the folder.
 
-    The lock is the kernel's, on the open file: it ends when the file is closed or its process is no
-    more, whatever ended it. Programs that the process starts do not inherit the file.
+    The kernel holds the lock on the open file: it ends when the file is closed or the process ends,
+    for whatever reason. Programs that the process starts do not inherit the file.
 
     Returns:
-        The open file; keep it for as long as the run goes on.
+        The open file; keep it until the run ends.
     Raises:
-        ValueError: another run has the folder.
+        ValueError: another run uses the folder.
         OSError: the file cannot be opened.
     """
     path = run_dir / LOCK
@@ -32,7 +32,7 @@ def lock_run_dir(run_dir: Path) -> TextIO:
         if error.errno in NO_LOCKS:
             print(
                 f"run_dir: {run_dir}: its file system has no locks ({error.strerror}), so a second "
-                "run in it would not be noticed",
+                "run in this folder would not be detected",
                 file=sys.stderr,
             )
             return file
