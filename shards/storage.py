@@ -15,6 +15,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from shards.messages import system_error
+
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.2  # doubled after each attempt: 6 s in total
 LONGEST_PAUSE_S = 15.0
@@ -204,12 +206,13 @@ def persistently(path: Path, action: Callable[[], T], patience_s: float = 0.0) -
             waited_s = time.monotonic() - start
             if waited_s > patience_s if patience_s else attempt == ATTEMPTS:
                 raise OSError(
-                    f"{path}: failed {attempt} times in {waited_s:.0f} s; last error: {error}"
+                    f"{path}: failed {attempt} times in {waited_s:.0f} s; last error: "
+                    f"{system_error(error)}"
                 ) from error
             if patience_s and not told and waited_s > TELL_S:
                 told = True
                 print(
-                    f"{path}: failed {attempt} times ({error}); retrying for up to "
+                    f"{path}: failed {attempt} times ({system_error(error)}); retrying for up to "
                     f"{patience_s / 60:.0f} minutes",
                     file=sys.stderr,
                     flush=True,
