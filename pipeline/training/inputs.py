@@ -25,6 +25,7 @@ from pipeline.model.captioner import Captioner
 from pipeline.remote.location import local_folders
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
+from pipeline.training.schedule import Schedule, make_schedule
 from shards.format import check_index
 from shards.index_tars import unlisted_tars
 
@@ -44,6 +45,7 @@ class Run:
     lock: TextIO | None  # the main process's, on the run folder, for as long as the run lives
     num_slots: int  # positions of the sample sequence that it consumes
     num_steps: int
+    schedule: Schedule
 
     @property
     def checkpoints(self) -> Path:
@@ -79,6 +81,7 @@ def prepare(config: Config, world: World) -> Run:
         math.inf if steps is None else steps * batch_size,
     )
     num_steps = -(-int(num_slots) // batch_size)
+    schedule = make_schedule(config.optim, config.train, len(train_shards), batch_size, num_steps)
     _make_run_dir(Path(config.run_dir))
     lock = lock_run_dir(Path(config.run_dir)) if world.is_main else None
     if world.is_main:
@@ -104,6 +107,7 @@ def prepare(config: Config, world: World) -> Run:
         lock=lock,
         num_slots=int(num_slots),
         num_steps=num_steps,
+        schedule=schedule,
     )
 
 

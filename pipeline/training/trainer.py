@@ -29,7 +29,7 @@ from pipeline.metrics import caption_scores
 from pipeline.observability.monitor import Monitor, log_samples, open_sample_log
 from pipeline.runtime.preemption import StopRequest, answer_stop
 from pipeline.training.inputs import Run
-from pipeline.training.optimizer import learning_rate, make_optimizer
+from pipeline.training.optimizer import make_optimizer
 from pipeline.training.state import Progress, commit, load_and_wrap
 from pipeline.training.step import NonFiniteError, train_step
 from shards.atomic import write_atomic
@@ -136,7 +136,7 @@ def _train(
         micro_batches = [next(batches) for _ in range(config.train.accumulation_steps)]
         wait_s = time.monotonic() - wait_start
         ids = [image_id for batch in micro_batches for image_id in batch.ids]
-        rate = learning_rate(config.optim, progress.updates, run.num_steps)
+        rate = run.schedule.learning_rate(progress.updates)
         if sample_log:  # before the step, so that no kill leaves a gap in what was consumed
             log_samples(sample_log, progress.step, ids)
         watchdog.beat(progress.step, Phase.STEP)
@@ -158,7 +158,7 @@ def _train(
         monitor.step(step, result, rate, progress.num_bad)
         last, evaluation_due = step == run.num_steps, _evaluation_is_due(run, step)
         writer.check()
-        commit_due = _is_due(step, config.train.checkpoint_every) or writer.overdue()
+        commit_due = run.schedule.commit_due(step) or writer.overdue()
         if last or result.stop or evaluation_due or commit_due:
             watchdog.beat(step - 1, Phase.COMMIT)
             commit(accelerator, run, model, optimizer, progress, writer)
@@ -178,8 +178,7 @@ def _train(
 
 
 def _evaluation_is_due(run: Run, step: int) -> bool:
-    last = step >= run.num_steps
-    return run.val_shards is not None and (last or _is_due(step, run.config.train.eval_every))
+    return run.val_shards is not None and run.schedule.evaluation_due(step)
 
 
 def _report_skipped(step: int, ids: Sequence[ImageId], in_a_row: int, monitor: Monitor) -> None:
@@ -206,10 +205,6 @@ def _report_bad(accelerator: Accelerator, run: Run, progress: Progress, texts: l
     consumed = progress.step * config.data.global_batch_size
     epochs_begun = -(-consumed // len(run.train_shards))
     check_bad(progress.num_bad, config.data.max_bad, epochs_begun * len(run.train_shards), texts)
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step > 0 and step % every == 0
 
 
 def _make_loader(accelerator: Accelerator, run: Run, first_step: int) -> Any:
@@ -299,7 +294,7 @@ def _score(
         max(config.data.global_batch_size // parts, 1),
         config.data.workers,
         partial(watchdog.beat, step - 1),
-        config.monitor.num_pictures,
+        config.monitor.num_images,
         config.data.max_bad,
     )
     for text in evaluation.bad:
