@@ -44,7 +44,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
 from pipeline.config.monitoring import MonitorConfig
 from pipeline.config.run import Config
-from pipeline.config.training import TrainConfig
+from pipeline.config.training import OptimConfig, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.model.captioner import Captioner
 from pipeline.objectives.cross_entropy import caption_loss
@@ -96,8 +96,9 @@ def main() -> None:
 def _gpu_config(shards: Path) -> Config:
     return Config(
         data=DataConfig(train=str(shards), global_batch_size=256, workers=os.cpu_count() or 2),
+        optim=OptimConfig(warmup_epochs=0),
         train=TrainConfig(
-            epochs=None, precision="bf16", checkpoint_every=1 << 30, checkpoint_minutes=0
+            epochs=None, precision="bf16", checkpoint_every_epochs=0, checkpoint_minutes=0
         ),
         monitor=MonitorConfig(log_every=LOG_EVERY),
     )
@@ -111,7 +112,8 @@ def _cpu_config(shards: Path) -> Config:
             encoder=EncoderConfig(name="resnet18", hidden_dim=256),
             decoder=DecoderConfig(hidden_dim=256),
         ),
-        train=TrainConfig(epochs=None, checkpoint_every=1 << 30, checkpoint_minutes=0),
+        optim=OptimConfig(warmup_epochs=0),
+        train=TrainConfig(epochs=None, checkpoint_every_epochs=0, checkpoint_minutes=0),
         monitor=MonitorConfig(log_every=LOG_EVERY),
     )
 

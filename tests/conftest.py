@@ -106,16 +106,28 @@ def real_data() -> Path:
 TINY = (
     "--model.dim", 16, "--model.max_tokens", 8, "--data.image_size", 32, "--data.min_crop", 0.9,
     "--model.encoder.name", "shufflenet_v2_x0_5", "--model.encoder.hidden_dim", 16,
-    "--model.decoder.hidden_dim", 16, "--data.workers", 0, "--train.eval_every", 0,
-    "--data.global_batch_size", 10, "--optim.warmup_steps", 2,
+    "--model.decoder.hidden_dim", 16, "--data.workers", 0, "--train.eval_every_epochs", 0,
+    "--data.global_batch_size", 10, "--optim.warmup_epochs", 0,
 )  # fmt: skip
+
+
+def tiny_settings(*settings: object) -> list[str]:
+    """The options of a tiny model; settings given here replace those of `TINY`."""
+    options = [*TINY, *settings]
+    latest = dict(zip(options[::2], options[1::2], strict=True))
+    return [str(text) for option in latest.items() for text in option]
+
+
+def epochs(steps: int) -> float:
+    """So many steps of `TINY`, of 10 images each, in epochs of the 63 drawn training images."""
+    return round(steps * 10 / 63, 4)
 
 
 def train_command(processes: int, *settings: object) -> list[str]:
     """The command line that trains a tiny model on so many CPU processes."""
     launched = ("-m", "launch", "--config_file", "launch/cpu.yaml", "--num_processes", processes)
     start = [sys.executable, *(launched if processes > 1 else ()), "train.py"]
-    return [*map(str, start), *map(str, TINY), *map(str, settings)]
+    return [*map(str, start), *tiny_settings(*settings)]
 
 
 def train(

@@ -1,1 +1,1 @@
-"""The settings of a run: dataclasses, YAML over them, flags over both."""
+"""The settings of a run: dataclasses with defaults, read from YAML files and options."""

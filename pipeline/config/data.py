@@ -1,31 +1,34 @@
-"""What is read, and how it is batched."""
+"""Settings of the data and its batches."""
 
 from dataclasses import dataclass
 
-MAX_STREAMS = 64  # more only cost memory: a run has one a machine at the least
+MAX_STREAMS = 64  # a run needs as many as it has machines; more only cost memory
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how it is batched.
+    """The data and its batches.
 
     Args:
         train: folder of the training shards, a path or a URL such as s3://bucket/folder.
-        val: folder of the validation shards, likewise; without one nothing is evaluated.
-        global_batch_size: images a step, over all processes and accumulation steps.
-        captions_per_image: captions an image, drawn anew each epoch where it has more.
-        workers: loader processes of each training process; 0 loads in the process itself.
+        val: folder of the validation shards, a path or a URL; null for no evaluation.
+        global_batch_size: images of a step, over all processes and accumulation steps.
+        captions_per_image: captions used of an image in an epoch; where it has more, they are drawn
+            anew each epoch.
+        workers: loader workers of each training process; 0 loads in the process itself.
         image_size: side in pixels of the square that the encoder sees.
-        min_crop: smallest side of a training crop, as a share of the picture's short side.
-        shuffle_block: shards whose samples are mixed with each other.
-        streams: canonical streams that the order deals the samples to, for shards on an object
-            store: as many as machines the run will ever have, or a multiple of it, so that each
-            fetches its own streams' shards alone; part of the order, so fixed for a run.
-        max_bad: share of the samples, 0 to 1, that may prove damaged when they are read; each is
-            named and left out, and more stop the run.
-        cache_dir: where shards behind a URL lie while they are needed: a disk of this machine, not
-            shared storage; none means a folder of yours in $TMPDIR, or in /var/tmp.
-        cache_gb: the most that they may take there, in 10**9 bytes.
+        min_crop: smallest side of a random training crop, as a fraction of the short side of the
+            image; 1 crops nothing but the excess of the long side.
+        shuffle_block: number of shards whose samples are shuffled together.
+        streams: number of canonical streams of the sample order. For shards on an object store, set
+            it to the largest number of machines that the run will ever have, or to a multiple of
+            it; each machine then fetches the shards of its own streams only. It is part of the
+            sample order and cannot change during a run.
+        max_bad: fraction of the samples, 0 to 1, that are allowed to be bad. Each bad sample is
+            reported and left out; more than this stop the run.
+        cache_dir: folder for shards that were fetched from a URL. Use a disk of this machine, not
+            shared storage. Null for a folder of yours in $TMPDIR or /var/tmp.
+        cache_gb: largest size of that cache, in 10**9 bytes.
     """
 
     train: str = ""

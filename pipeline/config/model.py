@@ -1,4 +1,4 @@
-"""The captioner: encoder, decoder, widths."""
+"""Settings of the captioner: its encoder and decoder."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,19 +6,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The convolutional encoder and the perceptron that replaces its classifier.
+    """The encoder: a convolutional network with a perceptron in the place of its classifier.
 
     Args:
         name: a torchvision classification model, such as densenet121 or resnet50.
-        weights: pretrained weights: `imagenet` (fetched by torchvision), or a .safetensors or .pth
-            file of that model; none means training from scratch.
+        weights: pretrained weights: `imagenet`, which torchvision downloads, or a .safetensors or
+            .pth file of that model. Null trains from scratch.
         freeze: keep the convolutions as they are and train the perceptron only.
-        batch_norm: `train` normalises by each process's own part of the batch and keeps the
-            main one's statistics, `sync` by the whole batch (GPUs only), `frozen` by the
-            stored ones; `auto` is train, but frozen in a backbone with
-            pretrained weights.
-        hidden_dim: width of the perceptron's hidden layer.
-        dropout: between the perceptron's two layers.
+        batch_norm: statistics of the batch normalisation. `train`: each process uses those of its
+            own part of the batch; the stored ones are rank 0's. `sync`: those of the whole batch
+            (GPUs only). `frozen`: the stored ones. `auto`: `frozen` with pretrained weights,
+            otherwise `train`.
+        hidden_dim: width of the hidden layer of the perceptron.
+        dropout: dropout between the two layers of the perceptron.
     """
 
     name: str = "densenet121"
@@ -34,9 +34,9 @@ class DecoderConfig:
     """The recurrent decoder.
 
     Args:
-        kind: the recurrent layer.
-        hidden_dim: its state's width.
-        dropout: on the words going in and on the states before the vocabulary layer.
+        kind: recurrent layer.
+        hidden_dim: width of its state.
+        dropout: dropout on the word embeddings and on the states before the output layer.
     """
 
     kind: Literal["lstm", "gru"] = "lstm"
@@ -49,8 +49,8 @@ class ModelConfig:
     """The captioner.
 
     Args:
-        dim: width of the image vector and of the word embeddings, which enter the decoder alike.
-        max_tokens: longest caption that is generated, in tokens.
+        dim: width of the image vector and of the word embeddings.
+        max_tokens: length of the longest caption that is generated, in tokens.
     """
 
     dim: int = 1024

@@ -1,18 +1,19 @@
-"""What is shown and logged."""
+"""Settings of what a run logs and shows."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is shown and logged.
+    """Logs and TensorBoard.
 
     Args:
-        log_every: steps from one TensorBoard point to the next.
-        num_pictures: pictures with captions shown at each evaluation.
-        sample_log: path prefix; process R appends {"step":..,"ids":[..]} to PREFIX.rankR.jsonl.
+        log_every: steps between two points in TensorBoard.
+        num_images: validation images that TensorBoard shows with their captions at each evaluation.
+        sample_log: path prefix of the sample log; rank R appends a line {"step":..,"ids":[..]} for
+            each step to PREFIX.rankR.jsonl. Null for no log.
     """
 
     log_every: int = 10
-    num_pictures: int = 8
+    num_images: int = 8
     sample_log: str | None = None

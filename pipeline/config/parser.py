@@ -1,57 +1,163 @@
-"""The whole configuration of a run: defaults here, YAML over them, dotted flags over both.
+"""The configuration of a run: the defaults, then YAML files, then options of the command line.
 
     --config configs/coco_densenet_lstm.yaml --optim.lr 1e-3
 
-The docstrings are the help text. An unknown key, a wrong type or an impossible combination is an
-error that names the key, before any process group or GPU starts.
+The docstrings of the dataclasses are the help text. `CommandParser` reads the options;
+`jsonargparse` checks the types and writes the help. An unknown key, a wrong type or an impossible
+combination is an error that names the key, before any process group or GPU starts. Nothing here
+imports torch, so that `--help` answers within a second.
 """
 
-from dataclasses import asdict
+import argparse
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from pipeline.config.rules import check_config
 from pipeline.config.run import Config
+from pipeline.config.settings_file import Setting, as_yaml, read_settings
+from shards.arguments import CommandParser, nearest_names
 
+# Settings of earlier versions, which their configuration files and checkpoints hold.
+REPLACED = {
+    "optim.warmup_steps": "optim.warmup_epochs",
+    "train.eval_every": "train.eval_every_epochs",
+    "train.checkpoint_every": "train.checkpoint_every_epochs",
+    "monitor.num_pictures": "monitor.num_images",
+}
 
-class _Parser(ArgumentParser):
-    """Raises ValueError where argparse would print a usage text and exit."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(" ".join(message.split()))
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="train.py", description="Train an image captioner.")
-    parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_class_arguments(Config)
-    return parser
+TYPE_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "null",
+}
 
 
 def parse_config(arguments: list[str]) -> Config:
-    """Read settings from command line arguments, `--config FILE` among them.
+    """Read the settings of a run from the arguments of a command line.
+
+    Options win over `--config FILE`, and of several files the later one wins.
 
     Raises:
-        ValueError: an unknown key, a wrong type, a missing file, or values that cannot go together;
-            the message names the key.
+        ValueError: an unknown key, a wrong type, an unreadable file, an option given twice, or
+            values that cannot go together; the message names the key and the file.
         SystemExit: after `--help`.
     """
-    parser = _parser()
-    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    settings.pop("config")
-    config = Config(**settings)
+    types, typed = _types(Config), _typed_parser()
+    sections = {key.rpartition(".")[0] for key in types} - {""}
+    options = vars(_Options(types, typed).parse_args(arguments))
+    paths = options.pop("config")
+    settings = [setting for path in paths for setting in read_settings(Path(path), sections)]
+    _check_keys(settings, types)
+    chosen: dict[str, Any] = {}
+    for setting in [*settings, *(Setting(key, value, "") for key, value in options.items())]:
+        _put(chosen, setting.key, _typed_value(typed, setting, types[setting.key]))
+    values = typed.instantiate(typed.parse_object(chosen)).as_dict()
+    values.pop("config")
+    config = Config(**values)
     check_config(config)
     return config
 
 
 def load_config(path: Path) -> Config:
-    """Read the config.yaml that lies beside a run or in a checkpoint. Raises as `parse_config`."""
+    """Read the config.yaml of a run folder or a checkpoint. Raises as `parse_config`."""
     return parse_config(["--config", str(path)])
 
 
 def dump_config(config: Config) -> str:
     """The whole configuration as YAML, defaults included; `load_config` reads it back."""
     return str(yaml.safe_dump(asdict(config), sort_keys=False))
+
+
+def _types(section: Any, prefix: str = "") -> dict[str, Any]:
+    """The key of each setting, such as `optim.lr`, with its type."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(section).items():
+        key = prefix + name
+        found |= _types(hint, f"{key}.") if is_dataclass(hint) else {key: hint}
+    return found
+
+
+def _typed_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="train.py",
+        usage="%(prog)s [-h] [--config FILE] [--SECTION.NAME VALUE ...]",
+        description="Train an image captioner.",
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of settings; of several, the later one wins"
+    )
+    parser.add_class_arguments(Config)
+    for action in parser._actions:
+        if action.metavar == "CONFIG":  # hides `--data FILE` and the like, which are not accepted
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+class _Options(CommandParser):
+    """Takes the command line apart into keys and texts; the types are checked later."""
+
+    def __init__(self, keys: "dict[str, Any]", typed: ArgumentParser) -> None:
+        super().__init__(prog="train.py")
+        self._typed = typed
+        self.add_argument("--config", action="append", default=[])
+        for key in keys:
+            self.add_argument(f"--{key}", default=argparse.SUPPRESS)
+
+    def format_help(self) -> str:
+        return str(self._typed.format_help())
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _check_keys(settings: list[Setting], types: dict[str, Any]) -> None:
+    """Refuse the keys of a file that no setting has."""
+    unknown = [setting for setting in settings if setting.key not in types]
+    replaced = [setting for setting in unknown if setting.key in REPLACED]
+    if replaced:
+        renamed = ", ".join(f"{key} is now {REPLACED[key]}" for key, _, _ in replaced)
+        raise ValueError(
+            f"{replaced[0].source}the file was written by or for an earlier version of Capstream: "
+            f"{renamed}"
+        )
+    if unknown:
+        nearest = nearest_names(unknown[0].key, list(types))
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "--help lists all settings"
+        raise ValueError(f"{unknown[0].source}{unknown[0].key}: unknown setting; {hint}")
+
+
+def _typed_value(typed: ArgumentParser, setting: Setting, hint: Any) -> Any:
+    nested: dict[str, Any] = {}
+    _put(nested, setting.key, setting.value)
+    try:
+        return typed.parse_object(nested, defaults=False)[setting.key]
+    except argparse.ArgumentError:
+        value = setting.value
+        given = value if isinstance(value, str) else as_yaml(value)
+        raise ValueError(
+            f"{setting.source}{setting.key}: expected {_expected(hint)}, not `{given}`"
+        ) from None
+
+
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+    settings[name] = value
+
+
+def _expected(hint: Any) -> str:
+    """A type in words, such as "a whole number or null"."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is UnionType:
+        return " or ".join(map(_expected, get_args(hint)))
+    return TYPE_NAMES[hint]

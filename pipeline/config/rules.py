@@ -1,16 +1,18 @@
-"""Combinations of settings that cannot work."""
+"""Rules for the values of settings, alone and in combination."""
 
 import math
+from operator import attrgetter
 
 from pipeline.config.data import MAX_STREAMS
 from pipeline.config.run import Config
+from pipeline.config.settings_file import as_yaml
 
 
 def check_config(config: Config) -> None:
     """Refuse values that cannot work.
 
     Raises:
-        ValueError: names the key and says what it must be.
+        ValueError: names the key and its value, and says what it must be.
     """
     data, optim, train = config.data, config.optim, config.train
     encoder, decoder = config.model.encoder, config.model.decoder
@@ -20,7 +22,7 @@ def check_config(config: Config) -> None:
         ("data.captions_per_image", data.captions_per_image >= 1, "must be 1 or more"),
         ("data.workers", data.workers >= 0, "must be 0 or more"),
         ("data.image_size", data.image_size >= 32, "must be 32 or more"),
-        ("data.min_crop", 0 < data.min_crop <= 1, "must be above 0, and 1 at the most"),
+        ("data.min_crop", 0 < data.min_crop <= 1, "must be above 0 and at most 1"),
         ("data.shuffle_block", data.shuffle_block >= 1, "must be 1 or more"),
         ("data.streams", 1 <= data.streams <= MAX_STREAMS, f"must be 1 to {MAX_STREAMS}"),
         (
@@ -28,48 +30,58 @@ def check_config(config: Config) -> None:
             data.global_batch_size % max(data.streams, 1) == 0,
             f"must divide data.global_batch_size, which is {data.global_batch_size}",
         ),
-        ("data.max_bad", 0 <= data.max_bad <= 1, "must be a share from 0 to 1"),
+        ("data.max_bad", 0 <= data.max_bad <= 1, "must be a fraction from 0 to 1"),
         ("data.cache_dir", data.cache_dir != "", "must name a folder, or be null"),
         *(
-            (key, "://" not in (path or ""), "must be on a file system: it is written in place")
+            (key, "://" not in (path or ""), "must be a path on a file system, not a URL")
             for key, path in (
                 ("run_dir", config.run_dir),
                 ("data.cache_dir", data.cache_dir),
                 ("monitor.sample_log", config.monitor.sample_log),
             )
         ),
-        ("data.cache_gb", 0 < data.cache_gb < math.inf, "must be above 0, and finite"),
+        ("data.cache_gb", 0 < data.cache_gb < math.inf, "must be above 0 and finite"),
         ("model.dim", config.model.dim >= 1, "must be 1 or more"),
         ("model.max_tokens", config.model.max_tokens >= 1, "must be 1 or more"),
         ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),
-        ("model.encoder.dropout", 0 <= encoder.dropout < 1, "must be 0 or more, and below 1"),
+        ("model.encoder.dropout", 0 <= encoder.dropout < 1, "must be at least 0 and below 1"),
         ("model.decoder.hidden_dim", decoder.hidden_dim >= 1, "must be 1 or more"),
-        ("model.decoder.dropout", 0 <= decoder.dropout < 1, "must be 0 or more, and below 1"),
-        ("optim.lr", optim.lr > 0, "must be above 0"),
-        ("optim.warmup_steps", optim.warmup_steps >= 0, "must be 0 or more"),
+        ("model.decoder.dropout", 0 <= decoder.dropout < 1, "must be at least 0 and below 1"),
+        ("optim.lr", 0 < optim.lr < math.inf, "must be above 0 and finite"),
+        ("optim.lr_batch_size", optim.lr_batch_size >= 1, "must be 1 or more"),
+        ("optim.warmup_epochs", 0 <= optim.warmup_epochs < math.inf, "must be 0 or more"),
         ("optim.weight_decay", optim.weight_decay >= 0, "must be 0 or more"),
         ("optim.clip", optim.clip >= 0, "must be 0 or more"),
         ("train.steps", train.steps is None or train.steps >= 1, "must be 1 or more, or null"),
         ("train.epochs", train.epochs is None or train.epochs >= 1, "must be 1 or more, or null"),
-        ("train.epochs", bool(train.epochs or train.steps), "and train.steps cannot both be null"),
+        (
+            "train.epochs",
+            train.epochs is not None or train.steps is not None,
+            "must be set where train.steps is null: one of them ends the run",
+        ),
         ("train.accumulation_steps", train.accumulation_steps >= 1, "must be 1 or more"),
-        ("train.checkpoint_every", train.checkpoint_every >= 1, "must be 1 or more"),
+        (
+            "train.checkpoint_every_epochs",
+            0 <= train.checkpoint_every_epochs < math.inf,
+            "must be 0 or more",
+        ),
         ("train.checkpoint_minutes", train.checkpoint_minutes >= 0, "must be 0 or more"),
-        ("train.eval_every", train.eval_every >= 0, "must be 0 or more"),
+        ("train.eval_every_epochs", 0 <= train.eval_every_epochs < math.inf, "must be 0 or more"),
         ("train.keep", train.keep >= 1, "must be 1 or more"),
         ("monitor.log_every", config.monitor.log_every >= 1, "must be 1 or more"),
-        ("monitor.num_pictures", config.monitor.num_pictures >= 0, "must be 0 or more"),
+        ("monitor.num_images", config.monitor.num_images >= 0, "must be 0 or more"),
         (
             "model.encoder.freeze",
             not encoder.freeze or encoder.weights is not None,
-            "keeps random convolutions as they are: name model.encoder.weights, or do not freeze",
+            "must be false where model.encoder.weights is null: random convolutions would be kept",
         ),
         (
             "model.encoder.freeze",
             not encoder.freeze or encoder.batch_norm in ("auto", "frozen"),
-            "needs model.encoder.batch_norm `auto` or `frozen`",
+            f"must be false where model.encoder.batch_norm is `{encoder.batch_norm}`: choose "
+            "`auto` or `frozen`",
         ),
     ]
     for key, holds, rule in rules:
         if not holds:
-            raise ValueError(f"{key} {rule}")
+            raise ValueError(f"{key}: {rule} (given: {as_yaml(attrgetter(key)(config))})")

@@ -1,4 +1,4 @@
-"""A whole training run: one dataclass of all sections."""
+"""All settings of a training run: one dataclass that holds the sections."""
 
 from dataclasses import dataclass, field
 
@@ -13,8 +13,8 @@ class Config:
     """A training run.
 
     Args:
-        run_dir: folder of the run: its configuration, TensorBoard logs and checkpoints.
-        seed: of the weights, the sample order, the crops and the dropout.
+        run_dir: run folder, for the configuration, the TensorBoard logs and the checkpoints.
+        seed: seed of the initial weights, the sample order, the crops and the dropout.
     """
 
     run_dir: str = "runs/capstream"

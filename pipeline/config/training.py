@@ -1,4 +1,4 @@
-"""Optimiser and training loop."""
+"""Settings of the optimiser and of the training loop."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,48 +6,57 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW; the learning rate rises linearly, then falls to 0 along half a cosine.
+    """AdamW with a linear warm-up of the learning rate and a cosine decay to 0.
 
     Args:
-        lr: highest learning rate.
-        warmup_steps: steps until it is reached.
-        weight_decay: on matrices and convolutions, not on biases, norms and embeddings.
+        lr: highest learning rate, for a global batch of `lr_batch_size` images.
+        lr_batch_size: the global batch that `lr` is for.
+        lr_scaling: how the highest rate follows data.global_batch_size. `none`: it is `lr` for any
+            batch. `sqrt`: lr * (global_batch_size / lr_batch_size) ** 0.5, the usual rule for Adam.
+            `linear`: lr * global_batch_size / lr_batch_size.
+        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; a third of the run
+            at most, 0 for none.
+        weight_decay: weight decay of matrices and convolutions; biases, norms and embeddings have
+            none.
         clip: largest norm of the whole gradient; 0 does not clip.
     """
 
     lr: float = 1e-3
-    warmup_steps: int = 100
+    lr_batch_size: int = 48
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    warmup_epochs: float = 0.2
     weight_decay: float = 0.01
     clip: float = 5.0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how exact, and how safe.
+    """Length, precision, checkpoints and evaluation of the training.
 
     Args:
-        steps: end after so many steps, if the epochs have not ended before.
-        epochs: end after so many passes over the data; none leaves it to `steps`.
-        precision: `bf16` and `fp16` are mixed precision on GPUs; a CPU keeps to float32.
-        accumulation_steps: parts that each process cuts its share of a batch into, to save memory.
-        checkpoint_every: steps from commit to commit, at the most.
-        checkpoint_minutes: minutes from commit to commit, at the most: what a crash may cost, where
-            steps are slow. 0 leaves it to the steps.
-        eval_every: steps from evaluation to evaluation; 0 evaluates at the end only.
-        keep: commits kept, the newest; the best one is kept besides.
-        resume: `auto` goes on from the newest commit of the run folder, and ends if that is
-            damaged; `previous` then goes on from the newest that is not, and renames the damaged
-            ones; `never` refuses a folder that has any.
-
-    Whichever of `steps` and `epochs` is reached first ends the run.
+        steps: end after this many steps, or after `epochs` if that comes first; null for no limit.
+        epochs: end after this many passes over the data, or after `steps` if that comes first; null
+            for no limit.
+        precision: `bf16` and `fp16` are mixed precision on GPUs; a CPU always computes in float32.
+        accumulation_steps: micro-batches into which each process splits its part of a global batch,
+            to save memory.
+        checkpoint_every_epochs: epochs between checkpoints, such as 0.5; 0 for none but those of
+            `checkpoint_minutes`, of an evaluation and of the end.
+        checkpoint_minutes: longest time between checkpoints in minutes, the most that a crash can
+            cost; 0 for no limit.
+        eval_every_epochs: epochs between evaluations, such as 0.5; 0 evaluates at the end only.
+        keep: number of newest checkpoints to keep; the best one is kept in addition.
+        resume: `auto` continues from the newest checkpoint of the run folder, and stops if it is
+            damaged. `previous` sets damaged checkpoints aside and continues from the newest intact
+            one. `never` refuses a run folder that has checkpoints.
     """
 
     steps: int | None = None
     epochs: int | None = 3
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulation_steps: int = 1
-    checkpoint_every: int = 1000
+    checkpoint_every_epochs: float = 1.0
     checkpoint_minutes: float = 15.0
-    eval_every: int = 1000
+    eval_every_epochs: float = 1.0
     keep: int = 2
     resume: Literal["auto", "previous", "never"] = "auto"

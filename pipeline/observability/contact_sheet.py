@@ -1,52 +1,67 @@
-"""A sheet of pictures with their captions, as one picture."""
+"""A contact sheet: images in rows, each with its captions below it."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-PICTURE = 192  # side in pixels
+from pipeline.observability.text import Style, clean, draw_line, style_for, wrap
+
+IMAGE_SIDE = 192  # pixels
 MARGIN = 12
-TEXT_LINES = 5
-FONT_SIZE = 13
-LINE_HEIGHT = 17
 COLUMNS = 4
-LINE_CHARACTERS = 28
+FONT_SIZE = 13
+LINE_HEIGHT = 18
+TEXT_LINES = 5
+CAPTION_LINES = 3  # at the most, where a reference caption needs the lines below
 
-INK, GREY = (24, 24, 24), (120, 120, 120)
+BLACK, GREY = (24, 24, 24), (120, 120, 120)
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture, what was said of it, and what people say of it (or nothing)."""
+    """An image, its generated caption, and a reference caption or nothing."""
 
     pixels: np.ndarray  # (S, S, 3) uint8
     caption: str
     reference: str = ""
 
 
-def draw_sheet(pictures: Sequence[Captioned]) -> Image.Image:
-    """Pictures in rows of four, the generated caption in black, a reference in grey below.
+def draw_sheet(images: Sequence[Captioned]) -> Image.Image:
+    """Draw images in rows of four, the caption in black and the reference in grey below each.
+
+    A text that is longer than its place ends with an ellipsis.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
-    columns = min(COLUMNS, max(len(pictures), 1))
-    rows = -(-len(pictures) // columns)
-    cell_w, cell_h = PICTURE + MARGIN, PICTURE + TEXT_LINES * LINE_HEIGHT + MARGIN
+    columns = min(COLUMNS, max(len(images), 1))
+    rows = -(-len(images) // columns)
+    cell_w, cell_h = IMAGE_SIDE + MARGIN, IMAGE_SIDE + TEXT_LINES * LINE_HEIGHT + MARGIN
     sheet = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(FONT_SIZE)
-    for number, picture in enumerate(pictures):
-        x = MARGIN + number % columns * cell_w
-        y = MARGIN + number // columns * cell_h
-        image = Image.fromarray(picture.pixels)
-        sheet.paste(image.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS), (x, y))
-        draw.rectangle((x, y, x + PICTURE - 1, y + PICTURE - 1), outline=GREY)
-        said = [(line, INK) for line in textwrap.wrap(picture.caption, LINE_CHARACTERS)]
-        wanted = [(line, GREY) for line in textwrap.wrap(picture.reference, LINE_CHARACTERS)]
-        for row, (line, colour) in enumerate((said + wanted)[:TEXT_LINES]):
-            draw.text((x, y + PICTURE + 4 + row * LINE_HEIGHT), line, colour, font)
+    for number, image in enumerate(images):
+        left = MARGIN + number % columns * cell_w
+        top = MARGIN + number // columns * cell_h
+        thumbnail = Image.fromarray(image.pixels).resize(
+            (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS
+        )
+        sheet.paste(thumbnail, (left, top))
+        draw.rectangle((left, top, left + IMAGE_SIDE - 1, top + IMAGE_SIDE - 1), outline=GREY)
+        baseline = top + IMAGE_SIDE + LINE_HEIGHT
+        for line, style, colour in cell_lines(image.caption, image.reference):
+            draw_line(draw, (left, baseline), line, style, colour)
+            baseline += LINE_HEIGHT
     return sheet
+
+
+def cell_lines(caption: str, reference: str) -> list[tuple[str, Style, tuple[int, int, int]]]:
+    """The lines below one image from top to bottom, each with its style and colour."""
+    lines: list[tuple[str, Style, tuple[int, int, int]]] = []
+    for text, colour in ((clean(caption), BLACK), (clean(reference), GREY)):
+        left = TEXT_LINES - len(lines)
+        max_lines = min(left, CAPTION_LINES) if colour == BLACK and reference else left
+        style = style_for(text, FONT_SIZE)
+        lines += [(line, style, colour) for line in wrap(text, IMAGE_SIDE, max_lines, style)]
+    return lines

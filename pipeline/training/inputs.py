@@ -31,7 +31,7 @@ from pipeline.model.captioner import Captioner
 from pipeline.remote.location import local_folders
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
-from pipeline.training.schedule import Schedule
+from pipeline.training.schedule import Schedule, make_schedule
 from shards.format import check_index
 from shards.index_tars import unlisted_tars
 
@@ -80,9 +80,10 @@ def prepare(config: Config, world: World) -> Run:
     """
     train_shards, val_shards = _open_shards(config.data, world)
     _check_batch(config, world)
-    num_slots = _num_slots(config, len(train_shards))
-    num_steps = -(-num_slots // config.data.global_batch_size)
-    schedule = Schedule(config.optim, config.train, num_steps)
+    num_samples, batch_size = len(train_shards), config.data.global_batch_size
+    num_slots = _num_slots(config, num_samples)
+    num_steps = -(-num_slots // batch_size)
+    schedule = make_schedule(config.optim, config.train, num_samples, batch_size, num_steps)
     run_dir = Path(config.run_dir)
     _make_run_dir(run_dir)
     lock = lock_run_dir(run_dir) if world.is_main else None
@@ -93,7 +94,6 @@ def prepare(config: Config, world: World) -> Run:
     resume = find_resume_point(run_dir / "checkpoints", config.train.resume)
     scores = Scores()
     if resume.commit:
-        batch_size = config.data.global_batch_size
         check_continues(resume.commit, identity, batch_size, num_slots, num_steps)
         scores = load_scores(run_dir / "checkpoints", step_of(resume.commit))
         if val_shards:

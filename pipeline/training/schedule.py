@@ -1,28 +1,99 @@
-"""When a run evaluates and commits, and its learning rate."""
+"""When the learning rate changes, and when to evaluate and to commit: functions of the step."""
 
+import math
 from dataclasses import dataclass
 
 from pipeline.config.training import OptimConfig, TrainConfig
-from pipeline.training.optimizer import learning_rate
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a run evaluates and commits, and its learning rate."""
+    """What a run does at which step, computed from settings in epochs.
 
-    optim: OptimConfig
-    train: TrainConfig
+    Args:
+        peak_lr: highest learning rate, already scaled for the global batch.
+        warmup_steps: optimiser steps until it is reached.
+        eval_interval: steps between evaluations, as a fraction; 0 evaluates at the end only.
+        commit_interval: steps between commits, likewise.
+        num_steps: steps of the whole run.
+    """
+
+    peak_lr: float
+    warmup_steps: int
+    eval_interval: float
+    commit_interval: float
     num_steps: int
 
     def learning_rate(self, updates: int) -> float:
-        return learning_rate(self.optim, updates, self.num_steps)
+        """Linear warm-up to `peak_lr`, then half a cosine down to 0.
+
+        Args:
+            updates: optimiser steps taken so far. A step that fp16 skipped does not count.
+        """
+        if updates < self.warmup_steps:
+            return self.peak_lr * (updates + 1) / self.warmup_steps
+        progress = (updates - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+        return self.peak_lr * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
     def evaluation_due(self, step: int) -> bool:
-        return step >= self.num_steps or _is_due(step, self.train.eval_every)
+        """Whether the validation set is scored after so many steps."""
+        return step >= self.num_steps or _interval_ends(step, self.eval_interval)
 
     def commit_due(self, step: int) -> bool:
-        return step >= self.num_steps or _is_due(step, self.train.checkpoint_every)
+        """Whether a checkpoint is committed after so many steps."""
+        return step >= self.num_steps or _interval_ends(step, self.commit_interval)
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step > 0 and step % every == 0
+def make_schedule(
+    optim: OptimConfig, train: TrainConfig, num_samples: int, batch_size: int, num_steps: int
+) -> Schedule:
+    """Turn the settings in epochs into steps.
+
+    Args:
+        num_samples: images of an epoch.
+        batch_size: images of a global batch.
+        num_steps: steps of the whole run.
+    Raises:
+        ValueError: the warm-up takes more than a third of the run.
+    """
+    steps_per_epoch = num_samples / batch_size
+    warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
+    if 3 * warmup_steps > num_steps:
+        longest = math.floor(1000 * (num_steps // 3) / steps_per_epoch) / 1000
+        raise ValueError(
+            f"optim.warmup_epochs: {optim.warmup_epochs:g} epochs are {warmup_steps:,} steps, more "
+            f"than a third of the run, which has {num_steps:,}; set it to {longest:g} or less"
+        )
+    return Schedule(
+        peak_lr=scaled_learning_rate(optim, batch_size),
+        warmup_steps=warmup_steps,
+        eval_interval=train.eval_every_epochs * steps_per_epoch,
+        commit_interval=train.checkpoint_every_epochs * steps_per_epoch,
+        num_steps=num_steps,
+    )
+
+
+def scaled_learning_rate(optim: OptimConfig, batch_size: int) -> float:
+    """The highest learning rate for a global batch of this size.
+
+    Source: the linear rule, Goyal et al., arXiv:1706.02677; the square root for Adam, Malladi et
+        al., arXiv:2205.10287.
+    """
+    ratio = batch_size / optim.lr_batch_size
+    factors = {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}
+    return optim.lr * factors[optim.lr_scaling]
+
+
+def _interval_ends(step: int, interval: float) -> bool:
+    """Whether this step is the nearest one to the end of an interval.
+
+    The ends lie at multiples of the interval, which need not be whole: rounding each end, instead
+    of the interval, keeps the number of ends right however long the run is.
+    """
+    if interval == 0 or step == 0:
+        return False
+    return _num_ends(step, interval) > _num_ends(step - 1, interval)
+
+
+def _num_ends(step: int, interval: float) -> int:
+    return math.floor((step + 0.5) / max(interval, 1.0))

@@ -96,7 +96,7 @@ class Validator:
             max(config.data.global_batch_size // parts, 1),
             config.data.workers,
             beat,
-            config.monitor.num_pictures,
+            config.monitor.num_images,
             config.data.max_bad,
         )
         for text in evaluation.bad:

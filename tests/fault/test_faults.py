@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ONE_THREAD, ROOT, Scenes, train_command
+from conftest import ONE_THREAD, ROOT, Scenes, epochs, train_command
 
 from pipeline.runtime.preemption import STOPPED
 
@@ -56,9 +56,9 @@ def test_a_fault_ends_all_processes_and_is_named(
     log = tmp_path / "log"
     command = train_command(
         2, "--data.train", shards, "--data.val", scenes.val, "--run_dir", tmp_path / "run",
-        "--data.workers", workers, "--train.epochs", 1000, "--train.eval_every", 5,
-        "--train.checkpoint_every", 5, "--monitor.sample_log", log, "--monitor.log_every", 1,
-        "--data.shuffle_block", 2,
+        "--data.workers", workers, "--train.epochs", 1000, "--train.eval_every_epochs", epochs(5),
+        "--train.checkpoint_every_epochs", epochs(5), "--monitor.sample_log", log,
+        "--monitor.log_every", 1, "--data.shuffle_block", 2,
     )  # fmt: skip
     command[command.index("train.py")] = "tests/fault/faulty_train.py"
     process = subprocess.Popen(
@@ -85,7 +85,7 @@ def test_who_waits_for_long_work_of_another_is_left_alone(scenes: Scenes, tmp_pa
     """Rank 0 scores for 45 s, twice, once in mid-run and once at its end; rank 1 waits."""
     command = train_command(
         2, "--data.train", scenes.train, "--data.val", scenes.val, "--run_dir", tmp_path / "run",
-        "--train.steps", 20, "--train.epochs", "null", "--train.eval_every", 10,
+        "--train.steps", 20, "--train.epochs", "null", "--train.eval_every_epochs", epochs(10),
     )  # fmt: skip
     command[command.index("train.py")] = "tests/fault/faulty_train.py"
     done = subprocess.run(
@@ -104,7 +104,7 @@ def test_a_stop_in_an_evaluation_waits_for_nothing(
     run = tmp_path / "run"
     command = train_command(
         2, "--data.train", scenes.train, "--data.val", scenes.val, "--run_dir", run,
-        "--train.steps", 4, "--train.epochs", "null", "--train.eval_every", 3,
+        "--train.steps", 4, "--train.epochs", "null", "--train.eval_every_epochs", epochs(3),
     )  # fmt: skip
     faulty = list(command)
     faulty[command.index("train.py") : command.index("train.py") + 1] = [

@@ -42,7 +42,8 @@ def many(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ten_minutes_leave_every_process_as_it_was(many: Path, tmp_path: Path) -> None:
     command = train_command(
         2, "--data.train", many, "--run_dir", tmp_path / "run", "--data.workers", 2,
-        "--train.epochs", 1000, "--train.checkpoint_every", 200, "--data.global_batch_size", 64,
+        "--train.epochs", 1000, "--train.checkpoint_every_epochs", 200 * 64 / NUM_SAMPLES,
+        "--data.global_batch_size", 64,
     )  # fmt: skip
     log = open(tmp_path / "output", "w")  # noqa: SIM115
     launcher = psutil.Popen(command, cwd=ROOT, env=ONE_THREAD, stdout=log, stderr=log)

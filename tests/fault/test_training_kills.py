@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, Scenes, read_sample_log, train, train_command
+from conftest import ONE_THREAD, ROOT, Scenes, epochs, read_sample_log, train, train_command
 from safetensors.torch import load_file
 
 SETTINGS = (
-    "--train.epochs", "null", "--train.checkpoint_every", 3, "--data.workers", 1,
+    "--train.epochs", "null", "--train.checkpoint_every_epochs", epochs(3), "--data.workers", 1,
     "--optim.lr", 1e-4,
 )  # fmt: skip
 # On another number of processes sums are rounded in another order, and dropout falls differently.

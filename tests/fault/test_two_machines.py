@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, TINY, Scenes, read_sample_log, train
+from conftest import ONE_THREAD, ROOT, Scenes, epochs, read_sample_log, tiny_settings, train
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 NUM_STEPS = 60
 SETTINGS = (
-    "--train.steps", NUM_STEPS, "--train.epochs", "null", "--train.checkpoint_every", 5,
-    "--monitor.log_every", 1, "--data.workers", 1,
+    "--train.steps", NUM_STEPS, "--train.epochs", "null",
+    "--train.checkpoint_every_epochs", epochs(5), "--monitor.log_every", 1, "--data.workers", 1,
 )  # fmt: skip
 
 
@@ -57,7 +57,8 @@ def start(machines: list[str], *settings: object) -> list[psutil.Popen]:
             "ip", "netns", "exec", name, sys.executable, "-m", "launch",
             "--config_file", "launch/cpu.yaml", "--num_machines", "2", "--num_processes", "2",
             "--machine_rank", number, "--main_process_ip", "10.77.0.1",
-            "--main_process_port", "29511", "train.py", *TINY, *SETTINGS, *settings,
+            "--main_process_port", "29511", "train.py",
+            *tiny_settings(*SETTINGS, *settings),
         ]  # fmt: skip
         launched.append(
             psutil.Popen(

@@ -1,8 +1,5 @@
 """Model, loss, decoding, learning rate."""
 
-import itertools
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -15,7 +12,7 @@ from pipeline.model.captioner import Captioner
 from pipeline.model.decoders.recurrent import RecurrentDecoder
 from pipeline.model.encoders.torchvision import Encoder, batch_norms
 from pipeline.objectives.cross_entropy import caption_loss
-from pipeline.training.optimizer import learning_rate, make_optimizer
+from pipeline.training.optimizer import make_optimizer
 from shards.tokenizer import BOS, EOS, PAD
 
 VOCAB = 11
@@ -163,16 +160,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 # --------------------------------------------------------------------------------------- optimiser
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = OptimConfig(lr=2.0, warmup_steps=4)
-    rates = [learning_rate(config, step, 12) for step in range(13)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[8] == pytest.approx(1.0)
-    assert rates[12] == pytest.approx(0.0)
-    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
-    assert math.isclose(learning_rate(OptimConfig(lr=2.0, warmup_steps=0), 0, 10), 2.0)
 
 
 def test_only_matrices_decay_and_the_frozen_do_not_train() -> None:

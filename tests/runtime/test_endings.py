@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ONE_THREAD, ROOT, Scenes, train, train_command
+from conftest import ONE_THREAD, ROOT, Scenes, epochs, train, train_command
 
 from pipeline.checkpoint.commit import check_commit
 from pipeline.checkpoint.folder import commits
@@ -93,7 +93,7 @@ def test_a_commit_that_does_not_fit_ends_the_run(scenes: Scenes, tmp_path: Path)
     run = tmp_path / "run"
     command = train_command(
         1, "--data.train", scenes.train, "--run_dir", run, "--data.workers", 1,
-        "--train.epochs", 500, "--train.checkpoint_every", 3,
+        "--train.epochs", 500, "--train.checkpoint_every_epochs", epochs(3),
     )  # fmt: skip
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 1024; exec "$@"', "limited", *command],

@@ -130,7 +130,7 @@ def test_text_that_is_not_utf8_is_left_out(scenes: Scenes, tmp_path: Path) -> No
         "--out", tokenizer, "--min_count", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert " of 314 captions;" in done.stdout
+    assert " from 314 captions;" in done.stdout
     assert "captions skipped, not UTF-8: 1" in done.stdout
 
     out = tmp_path / "out"

@@ -38,7 +38,7 @@ def test_coco_builds_verifies_and_trains_the_article_s_model(
         "--data.image_size", 64, "--model.dim", 1024, "--model.encoder.hidden_dim", 1024,
         "--model.decoder.hidden_dim", 1024, "--data.train", tmp_path / "train",
         "--run_dir", tmp_path / "run", "--train.steps", 8, "--monitor.log_every", 1,
-        "--data.global_batch_size", 8, "--optim.warmup_steps", 2,
+        "--data.global_batch_size", 8, "--optim.lr_batch_size", 8,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "precision fp32 (bf16 is for GPUs)" in done.stdout

@@ -16,6 +16,7 @@ from conftest import (
     ROOT,
     Scenes,
     build_shards,
+    epochs,
     read_sample_log,
     run_shards,
     train,
@@ -130,7 +131,7 @@ def test_a_run_evaluates_keeps_the_best_and_captions_pictures(
     run = tmp_path / "run"
     settings = (
         "--data.train", scenes.train, "--data.val", scenes.val, "--run_dir", run,
-        "--train.steps", 6, "--train.eval_every", 3, "--train.keep", 1,
+        "--train.steps", 6, "--train.eval_every_epochs", epochs(3), "--train.keep", 1,
     )  # fmt: skip
     done = train(2, *settings)
     assert done.returncode == 0, done.stderr
