@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.checkpoint import folder as checkpoint
 from pipeline.checkpoint.background_writer import CommitWriter
 from pipeline.data.sample_order import ALGORITHM
+from pipeline.objectives.cross_entropy import CrossEntropy
 from pipeline.training.inputs import Run
 
 
@@ -33,8 +34,9 @@ def load_and_wrap(
         state = checkpoint.load_state(run.commit)
         progress = Progress(state["step"], state["updates"], state.get("num_bad", 0))
     _check_ranks_agree(accelerator, run, progress.step)
-    run.captioner.train().to(memory_format=torch.channels_last)  # how the pictures come
-    model, wrapped = accelerator.prepare(run.captioner, optimizer)
+    objective = CrossEntropy(run.captioner).train()
+    objective.to(memory_format=torch.channels_last)  # the layout that the images have
+    model, wrapped = accelerator.prepare(objective, optimizer)
     if run.commit:
         saved = checkpoint.load_optimizer_state(run.commit)
         decays = [group["weight_decay"] for group in wrapped.param_groups]
@@ -83,4 +85,4 @@ def commit(
     optimizer_state = {"optimizer": optimizer.state_dict()}
     if accelerator.scaler is not None:
         optimizer_state["scaler"] = accelerator.scaler.state_dict()
-    writer.start(state, accelerator.unwrap_model(model).state_dict(), optimizer_state)
+    writer.start(state, accelerator.unwrap_model(model).captioner.state_dict(), optimizer_state)

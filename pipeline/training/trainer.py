@@ -31,7 +31,7 @@ from pipeline.runtime.preemption import StopRequest, answer_stop
 from pipeline.training.inputs import Run
 from pipeline.training.optimizer import learning_rate, make_optimizer
 from pipeline.training.state import Progress, commit, load_and_wrap
-from pipeline.training.step import NonFiniteError, train_step
+from pipeline.training.step import NonFiniteError, TrainStep
 from shards.atomic import write_atomic
 from shards.format import TOKENIZER
 
@@ -127,6 +127,7 @@ def _train(
     batches = iter(_make_loader(accelerator, run, progress.step))
     log_prefix = config.monitor.sample_log
     sample_log = open_sample_log(log_prefix, accelerator.process_index) if log_prefix else None
+    train_step = TrainStep(accelerator, model, optimizer, config.optim.clip)
     skipped_in_a_row = 0
     monitor.restart_clock()
     while progress.step < run.num_steps:
@@ -141,10 +142,7 @@ def _train(
             log_samples(sample_log, progress.step, ids)
         watchdog.beat(progress.step, Phase.STEP)
         try:
-            result = train_step(
-                accelerator, model, optimizer, micro_batches, rate, config.optim.clip, wait_s,
-                stop.requested,
-            )  # fmt: skip
+            result = train_step.take(micro_batches, rate, wait_s, stop.requested)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {progress.step}: {error}") from None
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
@@ -291,7 +289,7 @@ def _score(
     evaluation = evaluate(
         accelerator,
         run.world,
-        accelerator.unwrap_model(model),
+        accelerator.unwrap_model(model).captioner,
         EvalDataset(run.val_shards, config.data.image_size),
         run.val_shards.tokenizer,
         config.model.max_tokens,

@@ -21,6 +21,7 @@ import pipeline.data.reader
 import pipeline.evaluation.evaluator
 import pipeline.training.trainer
 from pipeline.checkpoint import folder as checkpoint
+from pipeline.training.step import TrainStep
 
 STEP = int(os.environ.get("FAULT_STEP", "3"))
 HOUR_S = 3600.0
@@ -140,16 +141,16 @@ def main() -> int:
         if fault in IN_A_PART:
             IN_A_PART[fault]()
         else:
-            step, steps = pipeline.training.trainer.train_step, 0
+            take, steps = TrainStep.take, 0
 
-            def train_step(accelerator: Any, model: Any, *rest: Any) -> Any:
+            def take_or_fail(self: TrainStep, *arguments: Any) -> Any:
                 nonlocal steps
                 steps += 1
                 if steps == STEP:
-                    AT_STEP[fault](model)
-                return step(accelerator, model, *rest)
+                    AT_STEP[fault](self.model)
+                return take(self, *arguments)
 
-            pipeline.training.trainer.train_step = train_step
+            TrainStep.take = take_or_fail  # type: ignore[method-assign]
     from train import main as train
 
     return train()
