@@ -3,7 +3,6 @@
 import os
 
 from accelerate import Accelerator
-from torch import nn
 
 from pipeline.checkpoint.best import Scores, mark_best, save_scores
 from pipeline.checkpoint.state import TrainState
@@ -36,14 +35,14 @@ class Validator:
         """Whether the validation set is scored after a step."""
         return self.run.val_shards is not None and self.run.schedule.evaluation_due(step)
 
-    def catch_up(self, model: nn.Module, state: TrainState) -> None:
+    def catch_up(self, state: TrainState) -> None:
         """Do what a kill prevented: an evaluation after its checkpoint, the mark after a score."""
         if self.due(state.step) and state.step not in self.scores.by_step:
-            self.evaluate(model, state)
+            self.evaluate(state)
         if self.run.world.is_main and self.scores.by_step:
             mark_best(self.run.checkpoints, self.scores)
 
-    def evaluate(self, model: nn.Module, state: TrainState) -> None:
+    def evaluate(self, state: TrainState) -> None:
         """Score the validation set at a committed step.
 
         A stop request ends the process at once meanwhile: an evaluation may take longer than a
@@ -63,7 +62,7 @@ class Validator:
             self.accelerator.wait_for_everyone()
         self.monitor.flush()
         with self.stop.at_once(leave):
-            evaluation = self._caption(model, state)
+            evaluation = self._caption(state)
             if is_main:
                 with self.watchdog.phase(Phase.SCORE, state.step):
                     self._score(evaluation, state)
@@ -76,7 +75,7 @@ class Validator:
         if self.run.world.is_main and self.run.val_shards is None and complete:
             mark_best(self.run.checkpoints, Scores())
 
-    def _caption(self, model: nn.Module, state: TrainState) -> Evaluation:
+    def _caption(self, state: TrainState) -> Evaluation:
         run, config = self.run, self.run.config
         assert run.val_shards is not None
 
@@ -88,7 +87,7 @@ class Validator:
         evaluation = evaluate(
             self.accelerator,
             run.world,
-            self.accelerator.unwrap_model(model),
+            run.captioner,
             EvalDataset(run.val_shards, config.data.image_size),
             run.val_shards.tokenizer,
             config.model.max_tokens,
