@@ -22,7 +22,7 @@ from pipeline.data.partition import streams_of_ranks
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import ALGORITHM
 from pipeline.model.captioner import Captioner
-from pipeline.remote.location import local_folders
+from pipeline.remote.location import locate_data_sets
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
 from shards.format import check_index
@@ -35,6 +35,7 @@ class Run:
 
     config: Config
     world: World
+    streams: list[int]  # canonical streams that the ranks of this machine read
     train_shards: ShardFolder
     val_shards: ShardFolder | None
     val_digest: str | None  # of the set that the run's scores are of, also while there is none
@@ -57,7 +58,8 @@ def prepare(config: Config, world: World) -> Run:
     Raises:
         ValueError: names the folder or the setting at fault.
     """
-    train_shards, val_shards = _open_shards(config.data, world)
+    streams = streams_of_ranks(world.ranks_of_this_machine, world.world_size, config.data.streams)
+    train_shards, val_shards = _open_shards(config.data, len(streams), world)
     digest = train_shards.manifest.tokenizer_sha256
     if val_shards and val_shards.manifest.tokenizer_sha256 != digest:
         raise ValueError(
@@ -95,6 +97,7 @@ def prepare(config: Config, world: World) -> Run:
     return Run(
         config=config,
         world=world,
+        streams=streams,
         train_shards=train_shards,
         val_shards=val_shards,
         val_digest=val_digest,
@@ -107,14 +110,15 @@ def prepare(config: Config, world: World) -> Run:
     )
 
 
-def _open_shards(data: DataConfig, world: World) -> tuple[ShardFolder, ShardFolder | None]:
-    streams = streams_of_ranks(world.ranks_of_this_machine, world.world_size, data.streams)
-    # Of each stream read here the block that is read, and the next.
-    places = [(data.train, 2 * data.shuffle_block * len(streams))]
+def _open_shards(
+    data: DataConfig, num_streams: int, world: World
+) -> tuple[ShardFolder, ShardFolder | None]:
+    # Of each stream that is read here, the current block and the next.
+    needed = [(data.train, 2 * data.shuffle_block * num_streams)]
     if data.val:
-        places.append((data.val, EVAL_SHARDS))
-    found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
-    shards = [ShardFolder(folder, cache) for folder, cache in found]
+        needed.append((data.val, EVAL_SHARDS))
+    located = locate_data_sets(needed, data.cache_dir, data.cache_gb, "data.cache")
+    shards = [ShardFolder(folder, cache) for folder, cache in located]
     if world.is_local_main:  # once a machine: it may be long
         for opened in shards:
             if not opened.cache:  # which has seen to it
@@ -195,7 +199,7 @@ def _check_continues(
     """
     state, old = checkpoint.load_state(newest), load_config(newest / checkpoint.CONFIG)
     if state["tokenizer_sha256"] != shards.manifest.tokenizer_sha256:
-        raise ValueError(f"data.train: {shards.place} has another tokenizer than {newest}")
+        raise ValueError(f"data.train: {shards.location} has another tokenizer than {newest}")
     comparisons: list[tuple[str, Any, Any]] = [
         ("data.train (the data set's digest)", state["digest"], shards.manifest.digest),
         ("the sample order's version", state["algorithm"], ALGORITHM),
@@ -229,8 +233,8 @@ def _check_scores(commit: Path | None, val_shards: ShardFolder | None) -> str | 
     scored: str | None = checkpoint.load_state(commit).get("val_digest")
     if val_shards and scores and scored and scored != digest:
         raise ValueError(
-            f"data.val: {val_shards.place} is not the validation set that {commit} was scored on; "
-            f"delete {commit.parent / checkpoint.SCORES} to look for the best by the new one "
+            f"data.val: {val_shards.location} is not the validation set that {commit} was scored "
+            f"on; delete {commit.parent / checkpoint.SCORES} to look for the best by the new one "
             "alone, or name another run_dir"
         )
     return digest or scored

@@ -18,14 +18,15 @@ from pipeline.checkpoint.background_writer import CommitWriter
 from pipeline.config.parser import dump_config
 from pipeline.data.batch import ImageId, check_bad
 from pipeline.data.dataset import EvalDataset, TrainDataset
-from pipeline.data.loader import start_worker_server, train_loader
+from pipeline.data.loader import train_loader
 from pipeline.data.partition import MicroBatchSampler
 from pipeline.data.sample_order import Order, keyed_bytes
+from pipeline.data.worker_processes import start_worker_server
 from pipeline.distributed.fault_policy import FETCH_LIMIT_S, Phase
 from pipeline.distributed.process_group import join_processes
 from pipeline.distributed.watchdog import Watchdog
-from pipeline.evaluation.evaluator import evaluate
-from pipeline.metrics import caption_scores
+from pipeline.evaluation.evaluator import EvaluationTask, evaluate
+from pipeline.metrics.scores import caption_scores
 from pipeline.observability.monitor import Monitor, log_samples, open_sample_log
 from pipeline.runtime.preemption import StopRequest, answer_stop
 from pipeline.training.inputs import Run
@@ -226,7 +227,6 @@ def _make_loader(accelerator: Accelerator, run: Run, first_step: int) -> Any:
         config.data.global_batch_size,
         run.num_slots,
         first_step,
-        run.num_steps,
         accelerator.process_index,
         accelerator.num_processes,
         config.train.accumulation_steps,
@@ -236,7 +236,7 @@ def _make_loader(accelerator: Accelerator, run: Run, first_step: int) -> Any:
         dataset,
         sampler,
         run.world,
-        config.data.workers,
+        run.streams,
         pin_memory=accelerator.device.type == "cuda",
     )
 
@@ -288,27 +288,25 @@ def _score(
     assert run.val_shards is not None
     config = run.config
     parts = accelerator.num_processes * config.train.accumulation_steps
-    evaluation = evaluate(
-        accelerator,
-        run.world,
-        accelerator.unwrap_model(model),
+    task = EvaluationTask(
         EvalDataset(run.val_shards, config.data.image_size),
-        run.val_shards.tokenizer,
         config.model.max_tokens,
         # As many at a time as in training, which they fit into the memory for.
         max(config.data.global_batch_size // parts, 1),
         config.data.workers,
-        partial(watchdog.beat, step - 1),
-        config.monitor.num_pictures,
         config.data.max_bad,
+        config.monitor.num_pictures,
     )
+    captioner = accelerator.unwrap_model(model)
+    beat = partial(watchdog.beat, step - 1)
+    evaluation = evaluate(accelerator, run.world, captioner, task, beat=beat)
     for text in evaluation.bad:
         monitor.say(f"step {step:,}: not scored: {text}")
     if not accelerator.is_main_process:
         return
     watchdog.beat(step - 1, Phase.SCORE)
     scores[step] = caption_scores(evaluation.captions, evaluation.references)
-    monitor.evaluation(step, scores[step], evaluation.pictures)
+    monitor.evaluation(step, scores[step], evaluation.shown)
     checkpoint.save_scores(run.checkpoints, scores)
     _mark_best(run, scores)
 
