@@ -51,7 +51,7 @@ def _check_ranks_agree(run: Run, state: TrainState) -> None:
     if len(set(seen)) > 1:
         raise RuntimeError(
             "the processes do not see the same run: (step, data digest) by rank is "
-            f"{seen}; {run.config.run_dir} and {run.train_shards.place} must be the same "
+            f"{seen}; {run.config.run_dir} and {run.train_shards.location} must be the same "
             "everywhere, on shared storage"
         )
 

@@ -16,9 +16,10 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config.parser import dump_config
 from pipeline.data.batch import Batch, ImageId, check_bad
 from pipeline.data.dataset import TrainDataset
-from pipeline.data.loader import start_worker_server, train_loader
+from pipeline.data.loader import train_loader
 from pipeline.data.partition import MicroBatchSampler
 from pipeline.data.sample_order import Order, keyed_bytes
+from pipeline.data.worker_processes import start_worker_server
 from pipeline.distributed.fault_policy import FETCH_LIMIT_S, Phase
 from pipeline.distributed.process_group import join_processes
 from pipeline.distributed.watchdog import Watchdog
@@ -149,14 +150,14 @@ class Trainer:
             config.data.global_batch_size,
             self.run.num_slots,
             first_step,
-            self.run.num_steps,
             self.world.rank,
             self.world.world_size,
             config.train.accumulation_steps,
         )
         dataset = TrainDataset(self.run.train_shards, config.data, config.seed)
         pin_memory = self.accelerator.device.type == "cuda"
-        return iter(train_loader(dataset, sampler, self.world, config.data.workers, pin_memory))
+        streams = self.run.streams
+        return iter(train_loader(dataset, sampler, self.world, streams, pin_memory=pin_memory))
 
     def _next_batches(
         self, batches: Iterator[Batch], state: TrainState

@@ -9,8 +9,8 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.data.dataset import EvalDataset
 from pipeline.distributed.fault_policy import Phase
 from pipeline.distributed.watchdog import Watchdog
-from pipeline.evaluation.evaluator import Evaluation, evaluate
-from pipeline.metrics import caption_scores
+from pipeline.evaluation.evaluator import Evaluation, EvaluationTask, evaluate
+from pipeline.metrics.scores import caption_scores
 from pipeline.observability.monitor import Monitor
 from pipeline.runtime.preemption import StopRequest, answer_stop
 from pipeline.training.inputs import Run
@@ -78,25 +78,18 @@ class Validator:
     def _caption(self, state: TrainState) -> Evaluation:
         run, config = self.run, self.run.config
         assert run.val_shards is not None
-
-        def beat(phase: Phase, limit_s: float | None = None) -> None:
-            with self.watchdog.phase(phase, state.step, limit_s):
-                pass
-
         parts = run.world.world_size * config.train.accumulation_steps
-        evaluation = evaluate(
-            self.accelerator,
-            run.world,
-            run.captioner,
+        task = EvaluationTask(
             EvalDataset(run.val_shards, config.data.image_size),
-            run.val_shards.tokenizer,
             config.model.max_tokens,
             # As many images at a time as in training, for which the memory suffices.
             max(config.data.global_batch_size // parts, 1),
             config.data.workers,
-            beat,
-            config.monitor.num_images,
             config.data.max_bad,
+            config.monitor.num_images,
+        )
+        evaluation = evaluate(
+            self.accelerator, run.world, run.captioner, task, self.watchdog, state.step
         )
         for text in evaluation.bad:
             self.monitor.say(f"step {state.step:,}: not scored: {text}")
@@ -106,6 +99,6 @@ class Validator:
         assert self.run.val_shards is not None
         scores = caption_scores(evaluation.captions, evaluation.references)
         self.scores = self.scores.after(state.step, scores, self.run.val_shards.manifest.digest)
-        self.monitor.evaluation(state.step, scores, evaluation.pictures)
+        self.monitor.evaluation(state.step, scores, evaluation.shown)
         save_scores(self.run.checkpoints, self.scores)
         mark_best(self.run.checkpoints, self.scores)

@@ -35,7 +35,7 @@ accelerator = join_processes(read_world())
 sizes = tuple(shard.num_samples for shard in shards.manifest.shards)
 order = Order(sizes, shards.manifest.digest, 0, 4)
 sampler = MicroBatchSampler(
-    order, 9, 1000, 0, 1, accelerator.process_index, accelerator.num_processes, steps
+    order, 9, 9, 0, accelerator.process_index, accelerator.num_processes, steps
 )
 # Six captions wanted and five there: weights of zero take part. Nine images do not divide by four.
 dataset = TrainDataset(shards, DataConfig(image_size=32, captions_per_image=6), seed=0)
