@@ -37,8 +37,8 @@ from benchmarks.side_by_side import (
     take_turns,
 )
 from pipeline.config.data import DataConfig
-from pipeline.data.loader import start_worker_server
 from pipeline.data.reader import ShardFolder
+from pipeline.data.worker_processes import start_worker_server
 
 
 def main() -> None:

@@ -126,13 +126,12 @@ def trainer_batches(
         config.global_batch_size,
         num_slots=steps * config.global_batch_size,
         first_step=first_step,
-        last_step=steps,
         rank=0,
         world_size=1,
         accumulation_steps=1,
     )
     dataset = TrainDataset(shards, config, seed=0)
-    return iter(train_loader(dataset, sampler, World(), config.workers, pin_memory=False))
+    return iter(train_loader(dataset, sampler, World(), [0], pin_memory=False))
 
 
 def shards_command(*parts: object) -> None:

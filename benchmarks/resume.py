@@ -107,8 +107,8 @@ def _first_batch(variant: str, shards: Path, share: float) -> float:
     if variant == "capstream":
         from benchmarks.pictures import trainer_batches
         from pipeline.config.data import DataConfig
-        from pipeline.data.loader import start_worker_server
         from pipeline.data.reader import ShardFolder
+        from pipeline.data.worker_processes import start_worker_server
 
         start_worker_server()  # as train.py does, while the model is made
         start = time.perf_counter()

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.runtime.world import read_world
@@ -45,9 +46,8 @@ from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
 from pipeline.config.monitoring import MonitorConfig
 from pipeline.config.run import Config
 from pipeline.config.training import OptimConfig, TrainConfig
-from pipeline.data.batch import Batch
-from pipeline.model.captioner import Captioner
-from pipeline.objectives.cross_entropy import caption_loss
+from pipeline.objectives.cross_entropy import CrossEntropy
+from pipeline.objectives.objective import Prepared
 from pipeline.training.inputs import prepare
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.trainer import fit
@@ -135,14 +135,15 @@ def _bare_model(config: Config) -> Callable[[], float]:
     with tempfile.TemporaryDirectory() as run_dir:  # nothing is written: this is no run
         run = prepare(replace(config, run_dir=run_dir), read_world())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.captioner.train().to(device, memory_format=torch.channels_last)
+    model = CrossEntropy(run.captioner).train().to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config.optim)
-    batches: list[Batch] = []
+    batches: list[Prepared] = []
+    images: torch.Tensor | None = None
     for batch in trainer_batches(run.train_shards, config.data, config.train.steps):
         # Captions differ in length and so in their cost: the same as the trainer's, step by step.
-        images = batches[0].images if batches else batch.images.to(device)
-        rest = (part.to(device) for part in (batch.tokens, batch.weights))
-        batches.append(Batch(images, *rest, batch.ids, []))
+        images = batch.images.to(device) if images is None else images
+        prepared = model.prepare(batch._replace(images=images))
+        batches.append(prepared._replace(inputs=send_to_device(prepared.inputs, device)))
 
     def take() -> float:
         speeds = []
@@ -152,7 +153,7 @@ def _bare_model(config: Config) -> Callable[[], float]:
             for batch in stretch:
                 _bare_step(model, optimizer, batch, config)
             _synchronize(device)
-            num_images = sum(len(batch.ids) for batch in stretch)
+            num_images = sum(len(batch.inputs.images) for batch in stretch)
             speeds.append(num_images / (time.perf_counter() - start))
         return statistics.median(speeds[WARM_UP // LOG_EVERY :])
 
@@ -160,14 +161,12 @@ def _bare_model(config: Config) -> Callable[[], float]:
 
 
 def _bare_step(
-    model: Captioner, optimizer: torch.optim.Optimizer, batch: Batch, config: Config
+    model: CrossEntropy, optimizer: torch.optim.Optimizer, batch: Prepared, config: Config
 ) -> None:
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=config.train.precision == "bf16")
     with autocast:
-        logits = model(batch.images, batch.tokens[..., :-1])
-        targets = batch.tokens[..., 1:].flatten(0, 1)
-        loss, num_tokens = caption_loss(logits, targets, batch.weights.flatten())
-    (loss / num_tokens).backward()
+        loss = model(batch.inputs).sum
+    (loss / batch.num_terms).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
     optimizer.step()
     optimizer.zero_grad()

@@ -28,26 +28,24 @@ class Command:
     Args:
         module: what runs, as `python -m` takes it.
         help: one line.
-        takes_name: the module has subcommands of its own, and this is one of them.
         launcher: `always` starts processes; `asked` starts them if a launcher option is given, and
             otherwise runs in this process; `never` runs in this process.
     """
 
     module: str
     help: str
-    takes_name: bool = False
     launcher: str = "never"
 
 
 COMMANDS = {
-    "sample": Command("shards", "draw a small captioned data set to try Capstream with", True),
-    "tokenizer": Command("shards", "make a vocabulary from captions", True),
-    "split": Command("shards", "split captions into training, validation and test sets", True),
-    "build": Command("shards", "pack images and captions into shards", True),
-    "finalize": Command("shards", "write the manifest and index once all shards are packed", True),
-    "index": Command("shards", "index existing tars in place", True),
-    "verify": Command("shards", "check every byte of a data set", True),
-    "show": Command("shards", "print samples of a data set", True),
+    "sample": Command("shards", "draw a captioned sample data set in COCO's layout"),
+    "tokenizer": Command("shards", "make a tokenizer from captions"),
+    "split": Command("shards", "divide an annotation file into train, val and test files"),
+    "build": Command("shards", "pack images and tokenised captions into shards"),
+    "finalize": Command("shards", "write the manifest and index once all shards are packed"),
+    "index": Command("shards", "index existing WebDataset tars in place"),
+    "verify": Command("shards", "check every byte of a data set and report each fault"),
+    "show": Command("shards", "print samples of a data set"),
     "order": Command("pipeline.order", "print which images make up any training step"),
     "train": Command("pipeline.train", "train a captioner", launcher="always"),
     "evaluate": Command("pipeline.evaluate", "caption and score a data set", launcher="asked"),
@@ -67,16 +65,23 @@ def main() -> int:
         return 2
     command = COMMANDS[name]
     if command.launcher == "never":
-        return _run_here(command.module, [name, *arguments] if command.takes_name else arguments)
+        return _run_here(name, command.module, arguments)
     if "-h" in arguments or "--help" in arguments:
-        code = _run_here(command.module, ["--help"])
+        code = _run_here(name, command.module, ["--help"])
         print(LAUNCHER_HELP.format(name=name), end="")
+        if name == "train":
+            recipes = ", ".join(sorted(path.stem for path in RECIPE_DIR.glob("*.yaml")))
+            print(f"\ninstalled recipes, for --config NAME:\n  {recipes}")
         return code
-    return _launch(command, arguments)
+    return _launch(name, command, arguments)
 
 
-def _run_here(module: str, arguments: list[str]) -> int:
+def _run_here(name: str, module: str, arguments: list[str]) -> int:
     """`python -m MODULE ARGUMENTS` in this process. Returns the exit code."""
+    if module == "shards":
+        from shards.cli import main as shards_main
+
+        return shards_main([name, *arguments], prog="capstream")
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -87,7 +92,7 @@ def _run_here(module: str, arguments: list[str]) -> int:
     return 0
 
 
-def _launch(command: Command, arguments: list[str]) -> int:
+def _launch(name: str, command: Command, arguments: list[str]) -> int:
     # Imported for these commands only: the others need no launcher.
     from launch.launcher import supervise
     from launch.processes import LAUNCH_DIR, launcher_options, split_options, start_module
@@ -105,7 +110,7 @@ def _launch(command: Command, arguments: list[str]) -> int:
     if command.launcher == "always":
         return supervise(start)
     options, rest = split_options(arguments, launcher_options())
-    return supervise(start) if options else _run_here(command.module, rest)
+    return supervise(start) if options else _run_here(name, command.module, rest)
 
 
 def _overview() -> str:

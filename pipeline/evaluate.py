@@ -1,97 +1,164 @@
-"""Captions and scores of a data set, over all ranks.
+"""Caption a data set with a checkpoint and score the captions against its reference captions.
 
-accelerate launch -m pipeline.evaluate --checkpoint DIR --shards DIR_OR_URL --out results.json
+python -m pipeline.evaluate --checkpoint DIR --shards DIR_OR_URL --out results.json
+
+On several GPUs: accelerate launch -m pipeline.evaluate with the same options.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from pipeline.data.dataset import EvalDataset
-from pipeline.data.loader import EVAL_SHARDS, start_worker_server
-from pipeline.data.reader import ShardFolder
-from pipeline.distributed.fault_policy import Phase
-from pipeline.distributed.process_group import join_processes
-from pipeline.distributed.watchdog import Watchdog
-from pipeline.evaluation.evaluator import evaluate
-from pipeline.generation.trained import load_trained
-from pipeline.metrics import caption_scores
-from pipeline.remote.location import local_folders
 from pipeline.runtime.errors import usage_errors
-from pipeline.runtime.world import read_world
-from shards.atomic import write_atomic
-from shards.tokenizer import tokenizer_sha256
+from pipeline.runtime.world import World, read_world
+from shards.arguments import CommandParser
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
+    from pipeline.evaluation.evaluator import EvaluationTask
+    from pipeline.generation.trained import Trained
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """Command line. Returns the exit code."""
     world = read_world()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint's folder")
-    parser.add_argument("--shards", required=True, help="the data set to caption, a path or a URL")
-    parser.add_argument("--out", type=Path, required=True, help="COCO results file to write")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time, a process")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes, a process")
-    parser.add_argument("--cache_dir", help="as data.cache_dir of train.py")
-    parser.add_argument("--cache_gb", type=float, default=50.0, help="as data.cache_gb of train.py")
-    parser.add_argument(
-        "--max_bad", type=float, default=0.0, help="share of the samples that may prove damaged"
-    )
-    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     with usage_errors("evaluate", world):
-        if arguments.batch_size < 1:
-            raise ValueError(f"--batch_size: {arguments.batch_size}: must be 1 or more")
-        if not 0 < arguments.cache_gb < math.inf:
-            raise ValueError(f"--cache_gb: {arguments.cache_gb}: must be above 0, and finite")
-        if not 0 <= arguments.max_bad <= 1:
-            raise ValueError(f"--max_bad: {arguments.max_bad}: must be a share from 0 to 1")
-        if ":/" in str(arguments.out):  # what a path leaves of ://
-            raise ValueError(f"--out: {arguments.out}: must be a file on a file system")
-        if arguments.out.is_dir():
-            raise ValueError(f"--out: {arguments.out}: is a folder; name a file in it")
-        trained = load_trained(arguments.checkpoint)
-        places = [(arguments.shards, EVAL_SHARDS)]
-        found = local_folders(places, arguments.cache_dir, arguments.cache_gb, "--cache")
-        shards = ShardFolder(*found[0])
-        if shards.manifest.tokenizer_sha256 != tokenizer_sha256(trained.tokenizer_path):
-            raise ValueError(
-                f"{arguments.shards}: built with another tokenizer than {arguments.checkpoint} "
-                "was trained with; build the shards with the checkpoint's tokenizer.json"
-            )
-    if arguments.workers:
+        _check(arguments)
+        if world.is_main:  # only the main process writes
+            _make_out_folder(arguments.out)
+        trained, task = _read_inputs(arguments)
+    _evaluate(world, trained, task, arguments)
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m pipeline.evaluate",
+        description="Caption a data set with a checkpoint, write the captions to a file, and score "
+        "them against the reference captions of the data set.",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--shards", required=True, help="path or URL of the data set to caption")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="file to write, in COCO's results format"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="images of a batch")
+    parser.add_argument("--workers", type=int, default=2, help="loader workers of each process")
+    parser.add_argument(
+        "--cache_dir",
+        help="folder for shards behind a URL, on a disk of this machine (default: a folder of "
+        "yours in $TMPDIR or /var/tmp)",
+    )
+    parser.add_argument(
+        "--cache_gb", type=float, default=50.0, help="limit of these shards, in 10**9 bytes"
+    )
+    parser.add_argument(
+        "--max_bad",
+        type=float,
+        default=0.0,
+        help="share of the samples, 0 to 1, that may be bad and are then left out (default: 0.0)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the scores as a JSON object")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch_size: {arguments.batch_size}: must be 1 or more")
+    if arguments.workers < 0:
+        raise ValueError(f"--workers: {arguments.workers}: must be 0 or more")
+    if not 0 < arguments.cache_gb < math.inf:
+        raise ValueError(f"--cache_gb: {arguments.cache_gb}: must be above 0, and finite")
+    if not 0 <= arguments.max_bad <= 1:
+        raise ValueError(f"--max_bad: {arguments.max_bad}: must be a share from 0 to 1")
+    if ":/" in str(arguments.out):  # a path shortens :// to this
+        raise ValueError(f"--out: {arguments.out}: must be a file of a file system, not a URL")
+
+
+def _make_out_folder(out: Path) -> None:
+    """Make the folder of the results file, and check that a file can be written there.
+
+    It is checked before the evaluation, which may take hours.
+
+    Raises:
+        ValueError: no file can be written there.
+    """
+    if out.is_dir():
+        raise ValueError(f"--out: {out}: is a folder; name a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out: {out}: cannot be written ({error.strerror})") from None
+
+
+def _read_inputs(arguments: argparse.Namespace) -> tuple[Trained, EvaluationTask]:
+    """Read the checkpoint and the data set's index.
+
+    Raises:
+        ValueError: they cannot be read, or do not belong together.
+    """
+    from pipeline.data.dataset import EvalDataset
+    from pipeline.data.loader import EVAL_SHARDS
+    from pipeline.data.reader import ShardFolder
+    from pipeline.evaluation.evaluator import EvaluationTask
+    from pipeline.generation.trained import load_trained
+    from pipeline.remote.location import locate_data_sets
+    from shards.tokenizer import tokenizer_sha256
+
+    trained = load_trained(arguments.checkpoint)
+    needed = [(arguments.shards, EVAL_SHARDS)]
+    located = locate_data_sets(needed, arguments.cache_dir, arguments.cache_gb, "--cache")
+    shards = ShardFolder(*located[0])
+    if shards.manifest.tokenizer_sha256 != tokenizer_sha256(trained.tokenizer_path):
+        raise ValueError(
+            f"{arguments.shards}: built with another tokenizer than {arguments.checkpoint} was "
+            "trained with; build the shards with the checkpoint's tokenizer.json"
+        )
+    task = EvaluationTask(
+        EvalDataset(shards, trained.config.data.image_size),
+        trained.config.model.max_tokens,
+        arguments.batch_size,
+        arguments.workers,
+        arguments.max_bad,
+    )
+    return trained, task
+
+
+def _evaluate(
+    world: World, trained: Trained, task: EvaluationTask, arguments: argparse.Namespace
+) -> None:
+    """Caption and score on all ranks; the main process writes and prints the results."""
+    import torch
+
+    from pipeline.data.worker_processes import start_worker_server
+    from pipeline.distributed.fault_policy import Phase
+    from pipeline.distributed.process_group import join_processes
+    from pipeline.distributed.watchdog import Watchdog
+    from pipeline.evaluation.evaluator import evaluate
+    from pipeline.metrics.scores import caption_scores
+    from shards.atomic import write_atomic
+
+    if task.workers:
         start_worker_server()
     accelerator = join_processes(world)
     torch.set_grad_enabled(False)
+    captioner = trained.captioner.to(accelerator.device)
     with Watchdog(world) as watchdog:
-
-        def beat(phase: Phase, limit_s: float | None = None) -> None:
-            with watchdog.phase(phase, 0, limit_s):
-                pass
-
-        evaluation = evaluate(
-            accelerator,
-            world,
-            trained.captioner.to(accelerator.device),
-            EvalDataset(shards, trained.config.data.image_size),
-            trained.tokenizer,
-            trained.config.model.max_tokens,
-            arguments.batch_size,
-            arguments.workers,
-            beat,
-            max_bad=arguments.max_bad,
-        )
+        evaluation = evaluate(accelerator, world, captioner, task, watchdog)
         for text in evaluation.bad:
             print(f"left out: {text}", file=sys.stderr)
-        if accelerator.is_main_process:
-            beat(Phase.SCORE)
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        if world.is_main:
             write_atomic(arguments.out, json.dumps(evaluation.results()).encode())
-            scores = caption_scores(evaluation.captions, evaluation.references)
+            with watchdog.phase(Phase.SCORE, 0):
+                scores = caption_scores(evaluation.captions, evaluation.references)
             _print_scores(scores, len(evaluation.captions), arguments)
     accelerator.end_training()
 
@@ -100,10 +167,12 @@ def _print_scores(scores: dict[str, float], num_images: int, arguments: argparse
     if arguments.json:
         print(json.dumps({"images": num_images, **scores}))
         return
-    print(f"{arguments.out}: captions of {num_images:,} images, scored against the shards' own")
+    images = "1 image" if num_images == 1 else f"{num_images:,} images"
+    print(f"Captions of {images}, scored against the reference captions of {arguments.shards}:")
     for name, value in scores.items():
         print(f"  {name:<8} {value:.4f}")
+    print(f"The captions are in {arguments.out}.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,6 @@
-"""Print which images make up which step: python -m pipeline.order --shards DIR ..."""
+"""Print which images make up each step of a run: python -m pipeline.order --shards DIR ..."""
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -6,46 +8,55 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from pipeline.data.sample_order import Order, global_batch
-from shards.format import image_id_of, read_index, read_manifest
-from shards.storage import location
+from shards.arguments import CommandParser
+
+PROGRAM = "python -m pipeline.order"
 
 
 def main() -> int:
-    """Print which images make up which step. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.order",
-        description="The image ids of any global batch of a run, in slot order; reads no image.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--shards", required=True, help="folder or URL of the training shards")
-    parser.add_argument("--seed", type=int, default=0, help="the run's seed")
-    parser.add_argument("--global-batch-size", type=int, default=48)
-    parser.add_argument("--shuffle-block", type=int, default=16, help="data.shuffle_block")
-    parser.add_argument("--streams", type=int, default=1, help="data.streams")
-    parser.add_argument("--first-step", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=10, help="how many")
-    parser.add_argument("--json", action="store_true", help="a JSON object a step")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
+    """Command line. Returns the exit code."""
+    arguments = _parser().parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `... | head`
     try:
         for step, ids in _ids_of_steps(arguments):
             print(json.dumps({"step": step, "ids": ids}) if arguments.json else f"{step}: {ids}")
     except (ValueError, OSError) as error:
-        print(f"pipeline.data.sample_order: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog=PROGRAM,
+        description="Print the image ids of the global batches of a run, in slot order. It reads "
+        "the manifest and the index of the shards, but no image.",
+    )
+    parser.add_argument("--shards", required=True, help="path or URL of the training shards")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    parser.add_argument("--global_batch_size", type=int, default=48, help="data.global_batch_size")
+    parser.add_argument("--shuffle_block", type=int, default=16, help="data.shuffle_block")
+    parser.add_argument("--streams", type=int, default=1, help="data.streams")
+    parser.add_argument("--first_step", type=int, default=0, help="first step to print, from 0")
+    parser.add_argument("--steps", type=int, default=10, help="number of steps to print")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each step")
+    return parser
+
+
 def _ids_of_steps(arguments: argparse.Namespace) -> Iterator[tuple[int, list[int | str]]]:
+    from pipeline.data.sample_order import Order, global_batch
+    from shards.format import image_id_of, read_index, read_manifest
+    from shards.storage import location
+
     for name, least in (
         ("global_batch_size", 1), ("shuffle_block", 1), ("streams", 1), ("first_step", 0),
         ("steps", 1),
     ):  # fmt: skip
-        if not least <= getattr(arguments, name) < 1 << 31:
-            raise ValueError(f"--{name.replace('_', '-')}: must be {least} or more, and a count")
+        value = getattr(arguments, name)
+        if not least <= value < 1 << 31:
+            raise ValueError(f"--{name}: {value}: must be from {least} to {(1 << 31) - 1}")
     if arguments.global_batch_size % arguments.streams:
-        raise ValueError("--streams: must divide --global-batch-size, as in training")
+        raise ValueError("--streams: must divide --global_batch_size, as in training")
     folder = location(arguments.shards)
     manifest, index = read_manifest(folder), read_index(folder)
     if len(index) == 0:

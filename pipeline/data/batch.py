@@ -1,4 +1,4 @@
-"""What travels from the loader to the trainer.
+"""What the loader hands to the trainer and to evaluation.
 
 B images, K captions an image, L tokens, S image side in pixels
 """
@@ -14,48 +14,51 @@ from shards.tokenizer import BOS, EOS, PAD
 ImageId = int | str
 
 
-class DamagedSampleError(ValueError):
-    """A sample is not what was packed; the message names its tar and key."""
+class BadSampleError(ValueError):
+    """A packed sample fails a check when it is read; the message names its tar and key."""
 
 
 class Batch(NamedTuple):
-    """A micro-batch, as it travels from the loader to the device."""
+    """A micro-batch of training samples, on its way from the loader to the device."""
 
     images: torch.Tensor  # (B, S, S, 3) uint8
     tokens: torch.Tensor  # (B, K, L) int64: BOS, words, EOS, then PAD
-    weights: torch.Tensor  # (B, K) float32: 0 for a caption that is only there to fill up
-    ids: list[ImageId]  # of the real images, in slot order
-    bad: list[str]  # what was left out, each with its tar, key and reason
+    weights: torch.Tensor  # (B, K) float32: 0 for a caption that only fills the tensor up
+    ids: list[ImageId]  # of the images, in slot order; none for empty slots
+    bad: list[str]  # a message for each bad sample that was left out
 
 
 class EvalBatch(NamedTuple):
-    """Pictures to caption, with what people wrote about them."""
+    """Images to caption, with their reference captions."""
 
     images: torch.Tensor  # (B, S, S, 3) uint8
     ids: list[ImageId]
     references: list[list[str]]  # raw captions of each image
-    bad: list[str]  # what was left out, each with its tar, key and reason
+    bad: list[str]  # a message for each bad sample that was left out
 
 
 class TooManyBadError(ExplainedError, RuntimeError):
-    """More samples are damaged than `data.max_bad` allows."""
+    """There are more bad samples than the limit allows."""
 
 
 def check_bad(num_bad: int, max_bad: float, num_samples: int, latest: list[str]) -> None:
-    """Refuse to go on where more than a share of the samples was damaged.
+    """Stop if the share of bad samples exceeds the limit.
 
     Args:
-        max_bad: the share, 0 to 1.
-        num_samples: how many samples it is a share of.
-        latest: what to quote: damage that this process met.
+        num_bad: bad samples so far, over all ranks.
+        max_bad: the limit as a share of the samples, 0 to 1.
+        num_samples: the number of samples that the share refers to.
+        latest: messages of bad samples that this process met; the error quotes the first.
     Raises:
-        TooManyBadError: says how many, and what to do.
+        TooManyBadError: says how many there are, and what to do.
     """
     if num_bad > max_bad * num_samples:
-        quoted = f"; such as {latest[0]}" if latest else ""
+        noun = "bad sample" if num_bad == 1 else "bad samples"
+        quoted = f", for example {latest[0]}" if latest else ""
         raise TooManyBadError(
-            f"{num_bad:,} damaged samples, more than max_bad ({max_bad:.2%}) of "
-            f"{num_samples:,}{quoted}. Mend them, or go on without them with a larger max_bad"
+            f"{num_bad:,} {noun} of {num_samples:,}, more than max_bad ({max_bad:.2%}) "
+            f"allows{quoted}. Repair the shards, or set a larger max_bad to continue without these "
+            "samples"
         )
 
 
@@ -65,7 +68,7 @@ def collate_captions(
     """Pad token lists into one tensor.
 
     Args:
-        captions: for each of B images at most K lists of token ids, without marks.
+        captions: for each of B images at most K lists of token ids, without BOS and EOS.
         num_captions: K.
     Returns:
         tokens (B, K, L) int64 with BOS and EOS, and weights (B, K) float32, 1 for a real caption.

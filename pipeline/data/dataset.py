@@ -1,6 +1,6 @@
-"""Shards -> batches: indexed positional reads, checked, decoded into one uint8 tensor a batch.
+"""Shards -> batches: samples are read, checked, and decoded into one uint8 tensor a batch.
 
-B images, K captions an image, L tokens, S the side of a picture in pixels
+B images, K captions an image, L tokens, M slots of a micro-batch, S image side in pixels
 """
 
 from itertools import chain
@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.config.data import DataConfig
-from pipeline.data.batch import Batch, DamagedSampleError, EvalBatch, ImageId, collate_captions
+from pipeline.data.batch import BadSampleError, Batch, EvalBatch, ImageId, collate_captions
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import EMPTY_SLOT, keyed_bytes, keyed_permutation
 from pipeline.data.transforms import center_crop, training_crop
@@ -18,7 +18,7 @@ from shards.format import image_id_of
 
 
 class TrainDataset(Dataset[Batch]):
-    """Micro-batches by their slots: a map-style data set whose index is an (M, 2) array."""
+    """Training micro-batches; the index is an (M, 2) int64 array of slots: epoch and sample."""
 
     def __init__(self, shards: ShardFolder, config: DataConfig, seed: int) -> None:
         self.shards = shards
@@ -31,9 +31,13 @@ class TrainDataset(Dataset[Batch]):
         return self.load(slots, np.empty((len(slots), size, size, 3), dtype=np.uint8))
 
     def load(self, slots: np.ndarray, pixels: np.ndarray) -> Batch:
-        """The micro-batch of (M, 2) slots, its images in `pixels`, (M, S, S, 3) uint8.
+        """Load the micro-batch of some slots.
 
-        A damaged sample leaves its slot empty, and is told of in the batch's `bad`.
+        A bad sample becomes an empty slot, and its message is in the batch's `bad`.
+
+        Args:
+            slots: (M, 2) int64, epoch and sample number; EMPTY_SLOT twice in an empty slot.
+            pixels: (M, S, S, 3) uint8; receives the images and is the memory of `Batch.images`.
         """
         assert len(slots) == len(pixels)
         ids: list[ImageId] = []
@@ -46,31 +50,33 @@ class TrainDataset(Dataset[Batch]):
                     ids.append(image_id_of(key))
                     captions.append(chosen)
                     continue
-            except DamagedSampleError as error:
+            except BadSampleError as error:
                 bad.append(str(error))
-            # Black, and not a copy of a neighbour: where all pictures are one, batch
-            # normalisation divides by nothing and the gradient overflows (docs/log.md).
+            # An empty slot is black, not a copy of its neighbour: in a batch of equal images the
+            # variance is 0, and batch normalisation's gradient overflows (docs/log.md).
             pixels[row] = 0
             captions.append([])
         tokens, weights = collate_captions(captions, self.config.captions_per_image)
         return Batch(torch.from_numpy(pixels), tokens, weights, ids, bad)
 
     def _load_sample(self, epoch: int, sample: int, out: np.ndarray) -> tuple[str, list[list[int]]]:
-        """Crop a sample's picture into `out`. Returns its key and the captions drawn."""
+        """Crop a sample's image into `out`. Returns its key and the captions drawn."""
         key, image, meta = self.shards.read(sample)
         draw = keyed_bytes(24, "crop", self.seed, epoch, key)
         try:
             training_crop(image, out, self.config.min_crop, draw)
         except ValueError as error:
-            raise self.shards.damaged(sample, str(error)) from None
-        chosen = self._choose(meta["tokens"], epoch, key)
-        top = max(chain.from_iterable(chosen), default=0)
-        if top >= self.vocabulary:  # on a GPU such a token would end all with a riddle
-            raise self.shards.damaged(sample, f"token {top} of a vocabulary of {self.vocabulary}")
+            raise self.shards.bad_sample(sample, str(error)) from None
+        chosen = self._choose_captions(meta["tokens"], epoch, key)
+        largest = max(chain.from_iterable(chosen), default=0)
+        if largest >= self.vocabulary:  # on a GPU the error would not say what is wrong
+            raise self.shards.bad_sample(
+                sample, f"token {largest} of a vocabulary of {self.vocabulary}"
+            )
         return key, chosen
 
-    def _choose(self, tokens: list[list[int]], epoch: int, key: str) -> list[list[int]]:
-        """K of an image's captions, another draw each epoch; all of them where it has no more."""
+    def _choose_captions(self, tokens: list[list[int]], epoch: int, key: str) -> list[list[int]]:
+        """K of an image's captions, drawn anew in each epoch; all of them if it has at most K."""
         if len(tokens) <= self.config.captions_per_image:
             return tokens
         chosen = keyed_permutation(len(tokens), "captions", self.seed, epoch, key)
@@ -78,7 +84,7 @@ class TrainDataset(Dataset[Batch]):
 
 
 class EvalDataset(Dataset[EvalBatch]):
-    """Batches of pictures to caption: the index is an array of sample numbers."""
+    """Batches of images to caption; the index is a (B,) array of sample numbers."""
 
     def __init__(self, shards: ShardFolder, image_size: int) -> None:
         self.shards = shards
@@ -94,10 +100,10 @@ class EvalDataset(Dataset[EvalBatch]):
             try:
                 key, image, meta = self.shards.read(sample)
                 center_crop(image, pixels[len(ids)])
-            except DamagedSampleError as error:
+            except BadSampleError as error:
                 bad.append(str(error))
             except ValueError as error:
-                bad.append(str(self.shards.damaged(sample, str(error))))
+                bad.append(str(self.shards.bad_sample(sample, str(error))))
             else:
                 ids.append(image_id_of(key))
                 references.append(meta["captions"])

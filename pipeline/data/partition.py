@@ -1,4 +1,4 @@
-"""Which rank reads what of a global batch: dealing it out, to ranks and to micro-batches.
+"""Which rank reads which slots of a global batch, and how they form micro-batches.
 
 B images a global batch, C streams, W ranks, A accumulation steps, M images a micro-batch
 """
@@ -12,15 +12,16 @@ from pipeline.data.sample_order import EMPTY_SLOT, Order, global_batch
 
 
 def rank_of_slots(num_slots: int, world_size: int, streams: int) -> np.ndarray:
-    """Which rank each slot of a global batch goes to.
+    """The rank that reads each slot of a global batch.
 
-    Where the ranks divide the streams, or the streams the ranks, a rank reads its own streams only;
-    neighbouring ranks, which share a machine, read neighbouring ones. One stream is dealt out as
-    slot i to rank i mod W, and so is a number of streams that fits the ranks in neither way: every
-    rank may then need every shard.
+    If W divides C or C divides W, a rank reads slots of its own streams only, and consecutive
+    ranks, which share a machine, read consecutive streams. Otherwise, and with one stream, slot i
+    goes to rank i mod W; every rank may then need every shard.
 
     Args:
-        num_slots: B, divisible by the streams where there are several.
+        num_slots: B; with several streams, a multiple of C.
+        world_size: W.
+        streams: C.
     Returns:
         (B,) int64; no rank has more than ceil(B / W) slots.
     """
@@ -37,13 +38,15 @@ def rank_of_slots(num_slots: int, world_size: int, streams: int) -> np.ndarray:
 def micro_batches(
     slots: np.ndarray, rank: int, world_size: int, steps: int, streams: int = 1
 ) -> list[np.ndarray]:
-    """One rank's share of a global batch, cut into its accumulation steps.
+    """The slots of a global batch that one rank reads, as one micro-batch an accumulation step.
 
-    The slots of `rank_of_slots`, in order, M to a micro-batch. Where W*A does not divide B, empty
-    slots fill up, so that every rank runs the same number of equally large micro-batches.
+    `rank_of_slots` says which slots are the rank's; they stay in order. If W*A does not divide B,
+    empty slots are added, so that all ranks have the same number of equally large micro-batches.
 
     Args:
-        slots: (B, 2) of `global_batch`.
+        slots: (B, 2) int64, from `global_batch`.
+        rank: of the process that reads them.
+        world_size: W.
         steps: A.
         streams: C.
     Returns:
@@ -57,7 +60,15 @@ def micro_batches(
 
 
 def streams_of_ranks(ranks: range, world_size: int, streams: int) -> list[int]:
-    """The streams that some ranks, such as those of one machine, read between them."""
+    """The streams that some ranks read together, for example all ranks of a machine.
+
+    Args:
+        ranks: those ranks.
+        world_size: W.
+        streams: C.
+    Returns:
+        Stream numbers in ascending order.
+    """
     slots = np.arange(streams * world_size)
     theirs = np.isin(rank_of_slots(len(slots), world_size, streams), list(ranks))
     return sorted(set((slots[theirs] % streams).tolist()))
@@ -65,26 +76,46 @@ def streams_of_ranks(ranks: range, world_size: int, streams: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatchSampler:
-    """Yields one rank's micro-batches from a step on, each an (M, 2) array of epoch and sample.
+    """The micro-batches of one rank from a step to the end of the run.
 
-    A DataLoader with `batch_size=None` takes each as one item, so that its workers hold no state
-    that would have to be told of the epoch or restored on resuming.
+    Each is an (M, 2) int64 array of epoch and sample number. A DataLoader with `batch_size=None`
+    passes each array to a loader worker as one item. So the workers have no state: nothing needs to
+    be set for an epoch or restored on resume.
+
+    Args:
+        order: the sample order.
+        batch_size: B.
+        num_slots: sequence positions that the whole run consumes; the last step may need only a
+            part of its global batch.
+        first_step: the step to begin with.
+        rank: of this process.
+        world_size: W.
+        accumulation_steps: A.
     """
 
     order: Order
     batch_size: int
     num_slots: int
     first_step: int
-    last_step: int
     rank: int
     world_size: int
     accumulation_steps: int
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return -(-self.num_slots // self.batch_size)
+
+    @property
+    def micro_size(self) -> int:
+        """Slots of a micro-batch: M."""
+        return -(-self.batch_size // (self.world_size * self.accumulation_steps))
+
     def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulation_steps
+        return (self.num_steps - self.first_step) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for step in range(self.first_step, self.last_step):
+        for step in range(self.first_step, self.num_steps):
             slots = global_batch(self.order, step, self.batch_size, self.num_slots)
             yield from micro_batches(
                 slots,

@@ -1,4 +1,4 @@
-"""Random access to the samples of a shard folder: indexed positional reads, checked."""
+"""Random access to the samples of a shard folder: indexed positional reads, checksums checked."""
 
 import json
 import os
@@ -8,30 +8,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.batch import DamagedSampleError
+from pipeline.data.batch import BadSampleError
 from pipeline.remote.cache import ShardCache
 from shards.format import TOKENIZER, read_index, read_manifest
 from shards.index_tars import foreign_meta, is_foreign
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
-MAX_OPEN_SHARDS = 64  # file descriptors a loader process holds
-MAX_GAP = 1 << 16  # bytes between a sample's two files that are read rather than skipped
+MAX_OPEN_SHARDS = 64  # file descriptors that a loader worker keeps open
+MAX_GAP = 1 << 16  # bytes: across a smaller gap, a sample's two files are read in one read
 
 
 class ShardFolder:
     """Random access to the samples of a finished shard folder.
 
     Args:
-        folder: holds manifest, index and tokenizer, and without a cache the shards.
-        cache: brings the shards.
+        folder: holds manifest, index and tokenizer, and the shards too if there is no cache.
+        cache: fetches the shards of a remote data set.
     Raises:
-        ValueError: on opening, the folder is no finished data set or has no sample.
+        ValueError: the folder is not a finished data set, or has no sample.
     """
 
     def __init__(self, folder: Path, cache: ShardCache | None = None) -> None:
         self.folder = folder
         self.cache = cache
-        self.place = str(folder) if cache is None else cache.url
+        self.location = str(folder) if cache is None else cache.url  # for messages
         self.manifest = read_manifest(folder)
         self.foreign = is_foreign(self.manifest)
         self.index = read_index(folder)
@@ -40,31 +40,33 @@ class ShardFolder:
             raise ValueError(f"{folder}: the data set {self.manifest.name!r} is empty")
         if len(self.index) != self.manifest.num_samples:
             raise ValueError(f"{folder}: index and manifest differ; run `python -m shards verify`")
-        for shard in () if cache else self.manifest.shards:  # a cache verifies what comes
+        for shard in () if cache else self.manifest.shards:  # a cache verifies what it fetches
             path = folder / shard.file
             if not path.is_file() or path.stat().st_size != shard.num_bytes:
                 raise ValueError(
-                    f"{path}: missing, or not the {shard.num_bytes:,} bytes of the manifest; run "
-                    "`python -m shards verify`"
+                    f"{path}: missing, or not of the {shard.num_bytes:,} bytes that the manifest "
+                    "lists; run `python -m shards verify`"
                 )
         if tokenizer_sha256(folder / TOKENIZER) != self.manifest.tokenizer_sha256:
             raise ValueError(
                 f"{folder / TOKENIZER}: not the tokenizer that the shards were built with"
             )
-        self._shard_starts = (
-            self.index.shard_starts.tolist()
-        )  # NumPy's search takes ten times longer
-        self._files: dict[int, int] = {}  # shard number -> descriptor, the latest used last
+        # A list, because NumPy's search for one number takes ten times longer.
+        self._shard_starts = self.index.shard_starts.tolist()
+        self._files: dict[int, int] = {}  # shard number -> descriptor, the last used at the end
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, sample: int) -> tuple[str, bytes, dict[str, Any]]:
-        """One sample: its key, its JPEG bytes, its JSON. Both crc32 checked, in one read
-        unless other people's files lie between the two.
+        """Read one sample and check the crc32 of its two files.
 
+        One read fetches both, unless other files of a tar made elsewhere lie between them.
+
+        Returns:
+            The key, the JPEG bytes, and the parsed JSON.
         Raises:
-            DamagedSampleError: the bytes are not those that were packed.
+            BadSampleError: the bytes are not those that were packed.
             OSError: the tar cannot be read.
         """
         index = self.index
@@ -73,7 +75,7 @@ class ShardFolder:
         image_end = image_start + int(index.image_size[sample])
         meta_start = int(index.meta_offset[sample])
         meta_end = meta_start + int(index.meta_size[sample])
-        start = min(image_start, meta_start)  # other people's captions may come first
+        start = min(image_start, meta_start)  # captions may come first in tars made elsewhere
         size = max(image_end, meta_end) - start
         if size - (image_end - image_start) - (meta_end - meta_start) > MAX_GAP:
             image = self._pread(shard, image_end - image_start, image_start)
@@ -84,25 +86,25 @@ class ShardFolder:
             meta = data[meta_start - start : meta_end - start]
         for part, crc32 in ((image, index.image_crc32[sample]), (meta, index.meta_crc32[sample])):
             if zlib.crc32(part) != crc32:
-                raise self.damaged(sample, "crc32 differs")
+                raise self.bad_sample(sample, "crc32 differs")
         return index.key(sample), image, self._parse_meta(meta)
 
     def _parse_meta(self, data: bytes) -> dict[str, Any]:
-        """A sample's JSON; of a tar made by others its captions, with tokens made now."""
+        """Parse a sample's JSON. Captions of a tar made elsewhere are tokenised here."""
         if not self.foreign:
             return dict(json.loads(data))
         return foreign_meta(data, partial(encode_all, self.tokenizer))
 
-    def damaged(self, sample: int, why: str) -> DamagedSampleError:
-        """The error that names a sample's tar, key and fault."""
+    def bad_sample(self, sample: int, reason: str) -> BadSampleError:
+        """An error that names the tar and the key of a sample, and why it is bad."""
         what_to_do = (
-            "it was whole when it came, so remove it and look after that disk"
+            "the shard was verified when it was fetched, so check this disk and delete the file"
             if self.cache
-            else "`python -m shards verify` lists all damage"
+            else "`python -m shards verify` lists all damaged files"
         )
-        return DamagedSampleError(
-            f"{self._path(self._shard_of(sample))}: sample {self.index.key(sample)} is damaged "
-            f"({why}); {what_to_do}"
+        return BadSampleError(
+            f"{self._path(self._shard_of(sample))}: sample {self.index.key(sample)} is bad "
+            f"({reason}); {what_to_do}"
         )
 
     def _shard_of(self, sample: int) -> int:
@@ -111,7 +113,7 @@ class ShardFolder:
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
         if self.cache is None:
             return os.pread(self._descriptor(shard), size, offset)
-        # Opened for each read: a descriptor that is kept would keep an evicted shard on the disk.
+        # Opened for each read, because an open file would keep an evicted shard on the disk.
         descriptor = self.cache.open(shard)
         try:
             return os.pread(descriptor, size, offset)
@@ -131,4 +133,4 @@ class ShardFolder:
         return descriptor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardFolder, (self.folder, self.cache)  # another process opens its own files
+        return ShardFolder, (self.folder, self.cache)  # each process opens its own files

@@ -1,25 +1,30 @@
-"""Memory in which loader processes hand images over, used again instead of allocated again."""
+"""Shared memory in which loader workers hand images over; each buffer is used again and again."""
 
 import itertools
 import math
 import weakref
-from dataclasses import dataclass
+from collections.abc import Mapping
 from multiprocessing.sharedctypes import RawArray
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from pipeline.data.batch import Batch, ImageId
+from pipeline.data.batch import Batch
 
 
 class SharedBuffers:
-    """Memory for images that the loader's processes share, used again once nobody sees it.
+    """Image buffers that the training process shares with its loader workers.
 
-    Left to itself, torch takes fresh shared memory for each batch. The kernel has to clear and map
-    all its pages, which takes a third of the time of decoding the pictures. Here a worker fills one
-    of its own buffers and sends the number; the receiver's tensor lies in that buffer, which is
-    free again when the last view of the tensor is gone.
+    By default torch takes new shared memory for each batch. The kernel then clears and maps all its
+    pages, which takes a third of the time of decoding the images. Here each worker has a few
+    buffers of its own. It fills one and sends its number; the tensor that the training process
+    receives lies in that buffer. The buffer is free again when the last view of the tensor is gone.
+
+    Args:
+        shape: of one buffer, (B, S, S, 3) uint8.
+        workers: number of loader workers.
+        num_each: buffers of each worker.
     """
 
     _numbers = itertools.count()
@@ -36,7 +41,10 @@ class SharedBuffers:
         self._by_number[self.number] = self
 
     def take(self, worker: int) -> int | None:
-        """A free buffer of this worker, which alone takes from its own; None if all are in use."""
+        """The number of a free buffer of this worker; None if all of them are in use.
+
+        Only the worker itself takes its buffers, so that no lock is needed.
+        """
         for buffer in range(worker * self.num_each, (worker + 1) * self.num_each):
             if not self._taken[buffer]:
                 self._taken[buffer] = 1
@@ -44,40 +52,53 @@ class SharedBuffers:
         return None
 
     def pixels(self, buffer: int) -> np.ndarray:
-        """The memory of a buffer."""
+        """The memory of a buffer, as an array of `shape`."""
         size = math.prod(self.shape)
         memory = np.frombuffer(self._memory, np.uint8, size, buffer * size)
         return memory.reshape(self.shape)
 
     @classmethod
-    def receive(
-        cls,
-        number: int,
-        buffer: int,
-        tokens: np.ndarray,
-        weights: np.ndarray,
-        ids: list[ImageId],
-        bad: list[str],
-    ) -> Batch:
-        """The batch whose images a worker put into a buffer, which is free when they are."""
+    def receive(cls, number: int, buffer: int) -> torch.Tensor:
+        """In the training process: the images that a worker put into a buffer.
+
+        Args:
+            number: of the `SharedBuffers`.
+            buffer: of those, the one that is free again when the tensor is gone.
+        """
         buffers = cls._by_number[number]
         pixels = buffers.pixels(buffer)
         weakref.finalize(pixels, buffers._taken.__setitem__, buffer, 0)
-        images = torch.from_numpy(pixels)  # its storage keeps this very array alive
-        return Batch(images, torch.from_numpy(tokens), torch.from_numpy(weights), ids, bad)
+        return torch.from_numpy(pixels)  # its storage keeps this very array alive
 
 
-@dataclass(frozen=True)  # of a class that torch's own conversions leave as it is
 class BatchInBuffer:
-    """A batch on its way from a worker: the receiver's unpickling makes a Batch of it."""
+    """A batch on its way from a worker. Unpickled in the training process it is a `Batch`.
 
-    number: int
-    buffer: int
-    tokens: np.ndarray  # arrays go through the pipe: a tensor costs a file descriptor each
-    weights: np.ndarray
-    ids: list[ImageId]
-    bad: list[str]
+    torch's own conversions leave an object of this class as it is.
+
+    Args:
+        buffers: the worker's copy of the buffers.
+        buffer: number of the buffer that holds the images.
+        batch: its images lie in that buffer.
+    """
+
+    def __init__(self, buffers: SharedBuffers, buffer: int, batch: Batch) -> None:
+        # Arrays go through the pipe to the training process; a tensor costs a file descriptor.
+        others = {
+            name: value.numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in batch._asdict().items()
+            if name != "images"
+        }
+        self._parts = (buffers.number, buffer, others)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.number, self.buffer, self.tokens, self.weights, self.ids, self.bad)
-        return SharedBuffers.receive, parts
+        return _receive_batch, self._parts
+
+
+def _receive_batch(number: int, buffer: int, others: Mapping[str, Any]) -> Batch:
+    images = SharedBuffers.receive(number, buffer)
+    fields: dict[str, Any] = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in others.items()
+    }
+    return Batch(images=images, **fields)

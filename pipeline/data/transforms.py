@@ -1,4 +1,7 @@
-"""JPEG bytes -> the square that the encoder sees, written straight into its place in a batch."""
+"""JPEG bytes -> the square that the encoder sees, written directly into its slot of a batch.
+
+S image side in pixels
+"""
 
 import math
 import struct
@@ -7,20 +10,19 @@ import cv2
 import numpy as np
 import simplejpeg
 
-cv2.setNumThreads(1)  # loader workers share the cores; threads below them would only fight
-
 
 def training_crop(data: bytes, out: np.ndarray, min_crop: float, draw: bytes) -> None:
-    """A random square crop, decoded fast: fast DCT and upsampling, bilinear resizing.
+    """Cut out a random square and decode it fast: fast DCT and upsampling, bilinear resizing.
 
-    The crop's side is uniform in [min_crop, 1] of the short side, its place uniform. Pictures much
-    larger than needed are decoded at a fraction of their size, which libjpeg does for less.
+    The side of the square is uniform in [min_crop, 1] of the image's short side, and its position
+    is uniform. An image much larger than needed is decoded at a fraction of its size, which takes
+    libjpeg less time.
 
     Args:
         data: a JPEG.
         out: (S, S, 3) uint8, contiguous; receives the crop.
-        min_crop: above 0, at most 1.
-        draw: 24 random bytes, which alone decide the crop.
+        min_crop: smallest side of the crop as a share of the short side, above 0, at most 1.
+        draw: 24 random bytes, which alone determine the crop.
     Raises:
         ValueError: the JPEG does not decode in full.
     """
@@ -46,7 +48,7 @@ def training_crop(data: bytes, out: np.ndarray, min_crop: float, draw: bytes) ->
 
 
 def center_crop(data: bytes, out: np.ndarray) -> None:
-    """The middle square of the whole short side, decoded exactly, resized by pixel area.
+    """Cut out the largest square in the middle, decoded exactly, and resize it by pixel area.
 
     Args:
         data: a JPEG.
@@ -59,7 +61,12 @@ def center_crop(data: bytes, out: np.ndarray) -> None:
 
 
 def resize_center(pixels: np.ndarray, out: np.ndarray) -> None:
-    """The middle square of (H, W, 3) uint8 pixels, resized into `out`, (S, S, 3) uint8."""
+    """Cut out the largest square in the middle and resize it.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        out: (S, S, 3) uint8, contiguous; receives the square.
+    """
     height, width = pixels.shape[:2]
     side, size = min(height, width), out.shape[0]
     top, left = (height - side) // 2, (width - side) // 2

@@ -1,25 +1,44 @@
-"""Captions and scores of a data set, over all ranks.
+"""Evaluation: all ranks together caption a data set, each rank its share of the images."""
 
-accelerate launch -m pipeline.evaluate --checkpoint DIR --shards DIR_OR_URL --out results.json
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from pipeline.data.batch import ImageId, check_bad
 from pipeline.data.dataset import EvalDataset
 from pipeline.data.loader import eval_loader
 from pipeline.distributed.fault_policy import FETCH_LIMIT_S, Phase
+from pipeline.distributed.watchdog import Watchdog
 from pipeline.generation.trained import generate
 from pipeline.model.captioner import Captioner
 from pipeline.observability.contact_sheet import Captioned
 from pipeline.runtime.world import World
+
+Row = tuple[ImageId, str, list[str]]  # an image's id, generated caption and reference captions
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """What an evaluation captions, and in which portions.
+
+    Args:
+        dataset: its images are captioned; its tokenizer is the captioner's.
+        max_tokens: greatest length of a caption, in tokens.
+        batch_size: images that a process captions at once.
+        workers: loader workers of each process.
+        max_bad: share of the samples, 0 to 1, that may be bad; they are left out.
+        num_shown: how many images to return with their captions, for display.
+    """
+
+    dataset: EvalDataset
+    max_tokens: int
+    batch_size: int
+    workers: int
+    max_bad: float = 0.0
+    num_shown: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,11 +47,11 @@ class Evaluation:
 
     captions: dict[ImageId, str]
     references: dict[ImageId, list[str]]
-    pictures: list[Captioned]
-    bad: list[str]  # damaged samples, left out
+    shown: list[Captioned]  # the first images of the main process, with their captions
+    bad: list[str]  # a message for each bad sample that was left out
 
     def results(self) -> list[dict[str, Any]]:
-        """COCO's own results format."""
+        """The captions in COCO's results format."""
         return [{"image_id": i, "caption": caption} for i, caption in self.captions.items()]
 
 
@@ -40,76 +59,93 @@ def evaluate(
     accelerator: Accelerator,
     world: World,
     captioner: Captioner,
-    dataset: EvalDataset,
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    batch_size: int,
-    workers: int,
-    beat: Callable[..., None],
-    num_pictures: int = 0,
-    max_bad: float = 0.0,
+    task: EvaluationTask,
+    watchdog: Watchdog,
+    step: int = 0,
 ) -> Evaluation:
-    """Caption every image of a data set once, each rank its share.
+    """Caption every image of a data set once. All ranks call this together.
 
     Args:
-        captioner: the unwrapped model, on the accelerator's device; its mode is restored.
-        beat: told of each phase, and how long it may take: `Watchdog.beat` of this round.
-        num_pictures: keep so many of the pictures, for showing.
-        max_bad: share of the samples, 0 to 1, that may prove damaged and be left out.
+        accelerator: of this process.
+        world: of this process.
+        captioner: the unwrapped model, on the accelerator's device. It is set to eval mode and
+            afterwards back to the mode that it was in.
+        task: what to caption.
+        watchdog: of this process.
+        step: training steps done so far, for the watchdog.
+    Returns:
+        The captions of all ranks on the main process.
     Raises:
-        TooManyBadError: more are damaged.
-        RuntimeError: the ranks together did not caption each image.
+        TooManyBadError: the share of bad samples exceeds `task.max_bad`.
+        RuntimeError: the ranks together did not caption each image exactly once.
     """
-    loader = eval_loader(
-        dataset,
-        batch_size,
-        world,
-        workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
     was_training = captioner.training
     captioner.eval()
-    for buffer in captioner.buffers():  # ranks' own BatchNorm statistics: rank 0's count
-        if accelerator.num_processes > 1:
+    if accelerator.num_processes > 1:
+        for buffer in captioner.buffers():  # each rank has BatchNorm statistics; use rank 0's
             broadcast(buffer)
-    rows: list[tuple[ImageId, str, list[str]]] = []
+    rows, bad, shown = _caption_share(accelerator, world, captioner, task, watchdog, step)
+    captioner.train(was_training)
+    if accelerator.num_processes > 1:
+        with watchdog.phase(Phase.GATHER, step):
+            rows, bad = gather_object(rows), gather_object(bad)
+    num_images = len(task.dataset.shards)
+    check_bad(len(bad), task.max_bad, num_images, bad)
+    by_id = {image_id: (caption, references) for image_id, caption, references in rows}
+    if len(by_id) + len(bad) != num_images or len(rows) != len(by_id):
+        raise RuntimeError(
+            f"the ranks gathered {len(rows):,} captions of {len(by_id):,} images, but "
+            f"{task.dataset.shards.location} has {num_images:,} images ({len(bad):,} of them bad)"
+        )
+    if not accelerator.is_main_process:
+        return Evaluation({}, {}, [], [])
+    ids = sorted(by_id, key=str)  # always in one order, so that sums of scores round alike
+    return Evaluation({i: by_id[i][0] for i in ids}, {i: by_id[i][1] for i in ids}, shown, bad)
+
+
+def _caption_share(
+    accelerator: Accelerator,
+    world: World,
+    captioner: Captioner,
+    task: EvaluationTask,
+    watchdog: Watchdog,
+    step: int,
+) -> tuple[list[Row], list[str], list[Captioned]]:
+    """Caption this rank's share. Returns its rows, its bad samples and the images to show."""
+    shards = task.dataset.shards
+    loader = eval_loader(
+        task.dataset,
+        task.batch_size,
+        world,
+        task.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    rows: list[Row] = []
     bad: list[str] = []
-    pictures: list[Captioned] = []
+    shown: list[Captioned] = []
+    limit_s = FETCH_LIMIT_S if shards.cache else None
     progress = tqdm(
-        total=len(dataset.shards),
+        total=len(shards),
         desc="captioning",
         unit=" images",
         leave=False,
         disable=not accelerator.is_main_process,
     )
-    limit_s = FETCH_LIMIT_S if dataset.shards.cache else None
-    beat(Phase.EVALUATE, limit_s)
-    for batch in loader:
-        beat(Phase.EVALUATE, limit_s)
-        with accelerator.autocast():
-            images = batch.images.to(accelerator.device, non_blocking=True)
-            captions = generate(captioner, images, tokenizer, max_tokens)
+    batches = iter(loader)
+    while True:
+        with watchdog.phase(Phase.EVALUATE, step, limit_s):
+            batch = next(batches, None)
+            if batch is None:
+                break
+            with accelerator.autocast():
+                images = batch.images.to(accelerator.device, non_blocking=True)
+                captions = generate(captioner, images, shards.tokenizer, task.max_tokens)
         rows += zip(batch.ids, captions, batch.references, strict=True)
         bad += batch.bad
-        for number in range(min(num_pictures - len(pictures), len(captions))):
+        for number in range(min(task.num_shown - len(shown), len(captions))):
             pixels = batch.images[number].numpy()
-            pictures.append(Captioned(pixels, captions[number], batch.references[number][0]))
-        done = len(captions) * accelerator.num_processes  # the others are about as far
-        progress.update(min(done, len(dataset.shards) - progress.n))
+            shown.append(Captioned(pixels, captions[number], batch.references[number][0]))
+        done = len(captions) * accelerator.num_processes  # the other ranks are about as far
+        progress.update(min(done, len(shards) - progress.n))
     progress.close()
-    captioner.train(was_training)
-    beat(Phase.GATHER)
-    gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
-    bad = gather_object(bad) if accelerator.num_processes > 1 else bad
-    check_bad(len(bad), max_bad, len(dataset.shards), bad)
-    unique = {image_id: (caption, refs) for image_id, caption, refs in gathered}
-    if len(unique) + len(bad) != len(dataset.shards) or len(gathered) != len(unique):
-        raise RuntimeError(
-            f"{len(gathered)} captions of {len(unique)} images came together, of "
-            f"{len(dataset.shards)} images in {dataset.shards.place}"
-        )
-    if not accelerator.is_main_process:
-        return Evaluation({}, {}, [], [])
-    ids = sorted(unique, key=str)  # one order, so that sums of scores round alike
-    captions_of = {i: unique[i][0] for i in ids}
-    return Evaluation(captions_of, {i: unique[i][1] for i in ids}, pictures, bad)
+    return rows, bad, shown

@@ -1,1 +1,1 @@
-"""Captions out of a captioner."""
+"""Captions from a captioner."""

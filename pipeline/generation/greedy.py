@@ -1,45 +1,36 @@
-"""Captions out of any decoder that has `start` and `step`.
+"""Greedy decoding.
 
-N captions, D model width, T tokens at the most, V vocabulary
+B images, T tokens at most, V vocabulary
 """
-
-from typing import Any, Protocol
 
 import torch
 
+from pipeline.model.protocols import Decoder, Encoded
 from shards.tokenizer import BOS, EOS, PAD
 
 
-class Decoder(Protocol):
-    """What decoding needs of a decoder."""
-
-    def start(self, images: torch.Tensor) -> Any:
-        """(N, D) float -> the state before the first word."""
-
-    def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """(N,) int64 and a state -> (N, V) float scores of the next word, and the next state."""
-
-
 @torch.no_grad()
-def greedy(decoder: Decoder, images: torch.Tensor, max_tokens: int) -> torch.Tensor:
-    """The likeliest word each time, until every caption has ended or has T words.
+def greedy(decoder: Decoder, encoded: Encoded, max_tokens: int) -> torch.Tensor:
+    """The most likely token at each step, until every caption has ended or has T tokens.
 
     Args:
-        images: (N, D) float.
+        encoded: B images.
         max_tokens: T.
     Returns:
-        (N, up to T) int64, without BOS; EOS where a caption ended, PAD after it.
+        (B, up to T) int64, without BOS; EOS where a caption ended, PAD after it.
     """
+    images = encoded.pooled
     tokens = torch.full((len(images),), BOS, dtype=torch.int64, device=images.device)
     ended = torch.zeros_like(tokens, dtype=torch.bool)
-    state = decoder.start(images)
-    said = []
+    state = decoder.start(encoded)
+    chosen = []
     for _ in range(max_tokens):
-        logits, state = decoder.step(tokens, state)
-        logits[:, [PAD, BOS]] = -torch.inf  # neither is a word
-        tokens = logits.argmax(dim=1).masked_fill(ended, PAD)
-        said.append(tokens)
+        states, state = decoder.step(tokens, state)
+        scores = decoder.to_words(states)
+        scores[:, [PAD, BOS]] = -torch.inf  # neither is part of a caption
+        tokens = scores.argmax(dim=1).masked_fill(ended, PAD)
+        chosen.append(tokens)
         ended |= tokens == EOS
         if bool(ended.all()):
             break
-    return torch.stack(said, dim=1)
+    return torch.stack(chosen, dim=1)

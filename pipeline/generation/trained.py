@@ -1,6 +1,6 @@
-"""A checkpoint and pictures -> captions.
+"""A checkpoint, and captions of images by what it holds.
 
-B images, S side in pixels
+B images, S image side in pixels
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from shards.tokenizer import decode, load_tokenizer
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint holds, ready to use, on the CPU and in eval mode."""
+    """A trained captioner, on the CPU and in eval mode, with what belongs to it."""
 
     captioner: Captioner
     config: Config
@@ -31,7 +31,7 @@ def load_trained(checkpoint: Path) -> Trained:
     """Read a checkpoint folder.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is no checkpoint, or it is damaged.
     """
     check_commit(checkpoint)
     config = load_config(checkpoint / CONFIG)
@@ -45,7 +45,7 @@ def load_trained(checkpoint: Path) -> Trained:
 def generate(
     captioner: Captioner, images: torch.Tensor, tokenizer: Tokenizer, max_tokens: int
 ) -> list[str]:
-    """Caption a batch of pictures.
+    """Caption a batch of images, greedily.
 
     Args:
         captioner: in eval mode.

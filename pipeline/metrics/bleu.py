@@ -5,20 +5,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 MAX_N = 4
-_SMALL = 1e-9  # keeps a division by no n-grams finite
+_SMALL = 1e-9  # avoids a division by 0 where there are no n-grams
 _TINY = 1e-15  # keeps a precision of 0 positive, so that its root is defined
 
 
 def bleu(
     captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> list[float]:
-    """BLEU over the whole corpus, brevity measured against the closest reference.
+    """BLEU of the whole corpus, with the brevity penalty against the closest reference length.
 
     Args:
         captions: B token lists.
-        references: B lists of token lists, at least one an image.
+        references: for each caption a list of token lists, at least one.
     Returns:
-        BLEU-1, BLEU-2, BLEU-3, BLEU-4, each in [0, 1].
+        BLEU-1 to BLEU-4, each in [0, 1].
     Source: Papineni et al., ACL 2002; equal to pycocoevalcap's Bleu(4), smoothing included.
     """
     matched, possible = [0] * MAX_N, [0] * MAX_N
@@ -40,17 +40,17 @@ def bleu(
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    """How often each run of n tokens occurs."""
+    """Count each n-gram: n consecutive tokens."""
     return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def _closest(length: int, reference_lengths: Sequence[int]) -> int:
-    """The reference length nearest to `length`, the shorter one of two as near."""
+    """The reference length closest to `length`; of two equally close, the shorter."""
     return min(reference_lengths, key=lambda candidate: (abs(candidate - length), candidate))
 
 
 def _matched(caption: Sequence[str], references: Sequence[Sequence[str]], n: int) -> int:
-    """n-grams of the caption found in a reference, each at most as often as in one reference."""
+    """N-grams of the caption that match, each counted at most as often as in one reference."""
     wanted = ngrams(caption, n)
     most: dict[tuple[str, ...], int] = {}
     for reference in references:

@@ -1,4 +1,4 @@
-"""CIDEr-D: agreement in n-grams, the rarer ones weighing more."""
+"""CIDEr-D: agreement in n-grams, where rare n-grams weigh more."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.metrics.bleu import ngrams
 
 MAX_N = 4
-SIGMA = 6.0  # tokens; how fast a difference in length costs
+SIGMA = 6.0  # tokens; width of the Gaussian penalty on a difference in length
 _SCALE = 10.0
 
 Ngram = tuple[str, ...]
@@ -16,26 +16,26 @@ Ngram = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Vector:
-    """A caption as tf-idf weights, for each n: its weights and their Euclidean norm."""
+    """A caption as tf-idf vectors, one for each n from 1 to MAX_N."""
 
-    weights: tuple[dict[Ngram, float], ...]
-    norms: tuple[float, ...]
-    length: int
+    weights: tuple[dict[Ngram, float], ...]  # for each n: n-gram -> tf-idf
+    norms: tuple[float, ...]  # for each n: Euclidean norm of the weights
+    length: int  # number of 2-grams
 
 
 def cider(
     captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> float:
-    """Mean over the images of CIDEr-D.
+    """CIDEr-D, averaged over the images.
 
-    How rare an n-gram is comes from the references in hand, so that scores compare only over the
-    same images; of one image alone every weight is 0, and the score too.
+    Document frequencies are counted over the given references, so compare scores only over the
+    same images. With one image all weights are 0, and the score is 0.
 
     Args:
         captions: B token lists.
-        references: B lists of token lists, at least one an image.
+        references: for each caption a list of token lists, at least one.
     Returns:
-        the mean score, in [0, 10].
+        The mean score, in [0, 10].
     Source: Vedantam et al., arXiv:1411.5726, CIDEr-D; equal to pycocoevalcap's Cider, which takes
         as length the number of 2-grams.
     """
@@ -62,7 +62,7 @@ def _all_ngrams(references: Sequence[list[Counter[Ngram]]]) -> Iterable[Iterable
 
 
 def _vector(counts: Sequence[Counter[Ngram]], idf: dict[Ngram, float], unseen: float) -> _Vector:
-    """tf-idf weights; an n-gram in no reference counts as if one image had it."""
+    """Tf-idf weights. An n-gram of no reference gets the idf `unseen`, as if one image had it."""
     weights = tuple(
         {ngram: count * idf.get(ngram, unseen) for ngram, count in of_n.items()} for of_n in counts
     )
@@ -71,7 +71,7 @@ def _vector(counts: Sequence[Counter[Ngram]], idf: dict[Ngram, float], unseen: f
 
 
 def _similarity(caption: _Vector, reference: _Vector) -> float:
-    """Mean over n of the clipped cosine, times a Gaussian of the difference in length."""
+    """Mean over n of the clipped cosine similarity, times a Gaussian length penalty."""
     total = 0.0
     for own, other, own_norm, other_norm in zip(
         caption.weights, reference.weights, caption.norms, reference.norms, strict=True

@@ -1,29 +1,29 @@
-"""ROUGE-L: the longest common subsequence with the references."""
+"""ROUGE-L: the longest common subsequence of a caption and its references."""
 
 from collections.abc import Sequence
 
-BETA = 1.2  # weight of recall against precision
+BETA = 1.2  # weight of recall relative to precision
 
 
 def rouge_l(
     captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> float:
-    """Mean over the images of ROUGE-L.
+    """ROUGE-L, averaged over the images.
 
     Args:
         captions: B token lists.
-        references: B lists of token lists, at least one an image.
+        references: for each caption a list of token lists, at least one.
     Returns:
-        the mean score, in [0, 1].
-    Source: Lin, ROUGE, 2004, with the best precision and the best recall taken over the
-        references, each on its own; equal to pycocoevalcap's Rouge.
+        The mean score, in [0, 1].
+    Source: Lin, ROUGE, 2004. As in pycocoevalcap's Rouge, to which it is equal, the best precision
+        and the best recall may come from different references.
     """
     scores = [_score(c, refs) for c, refs in zip(captions, references, strict=True)]
     return sum(scores) / len(scores)
 
 
 def _score(caption: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    # The original splits "" into one empty word, so that nothing against nothing scores 1.
+    # The original splits "" into one empty word, so an empty caption and reference score 1.
     words = caption or [""]
     precision = recall = 0.0
     for reference in references:
@@ -39,15 +39,17 @@ def _score(caption: Sequence[str], references: Sequence[Sequence[str]]) -> float
 def _common_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence.
 
-    One integer holds a whole row of the usual table, a bit a word of `a`: a cleared bit is a place
-    where the length grows. Source: Hyyro, Bit-parallel LCS-length computation revisited, 2004.
+    One integer holds a row of the usual dynamic-programming table, with one bit for each word of
+    `a`. A cleared bit is a position where the length grows.
+
+    Source: Hyyro, Bit-parallel LCS-length computation revisited, 2004.
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << place
+    positions: dict[str, int] = {}
+    for position, word in enumerate(a):
+        positions[word] = positions.get(word, 0) | 1 << position
     everything = (1 << len(a)) - 1
     row = everything
     for word in b:
-        hits = row & places.get(word, 0)
+        hits = row & positions.get(word, 0)
         row = (row + hits | row - hits) & everything
     return len(a) - row.bit_count()

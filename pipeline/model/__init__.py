@@ -1,1 +1,1 @@
-"""Encoder, decoders, and the captioner made of them."""
+"""Encoders, decoders, and the captioner made of one of each."""

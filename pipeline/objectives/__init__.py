@@ -1,1 +1,1 @@
-"""What training minimises."""
+"""What training minimises: objectives from a batch to a summed loss."""

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ class StepResult:
     wait_s: float  # seconds spent waiting for data, mean over the ranks
     skipped: bool  # fp16 only: the gradient overflowed and the weights stayed
     stop: bool  # some rank was asked to stop
+    # What else the objective logs, by name, as means over the global batch like the loss.
+    logged: Mapping[str, float] = field(default_factory=dict)
 
 
 class Monitor:
@@ -79,10 +81,16 @@ class Monitor:
         results = self._results
         num_tokens = sum(r.num_tokens for r in results)
         loss = sum(r.loss * r.num_tokens for r in results) / max(num_tokens, 1)
+        logged = {
+            f"train/{name}": sum(r.logged[name] * r.num_tokens for r in results)
+            / max(num_tokens, 1)
+            for name in results[0].logged
+        }
         images_per_s = sum(r.num_images for r in results) / seconds
         wait_share = sum(r.wait_s for r in results) / seconds
         scalars = {
             "train/loss": loss,
+            **logged,
             "train/learning_rate": learning_rate,
             "train/gradient_norm": sum(r.grad_norm for r in results) / len(results),
             "speed/images_per_s": images_per_s,

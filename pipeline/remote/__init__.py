@@ -1,1 +1,1 @@
-"""Shards behind URLs: a verified, bounded cache on this machine."""
+"""Remote data sets: shards behind URLs, verified and cached on this machine."""

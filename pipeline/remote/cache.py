@@ -1,14 +1,14 @@
-"""Shards behind a URL: fetched whole, verified, into a bounded cache that a machine's ranks share.
+"""The cache of remote shards: whole, verified shards in bounded space, shared by a machine's ranks.
 
-    ROOT/                          data.cache_dir/capstream-cache; all in it is ours to remove
-      .lock                        held for the moment in which room is made or filled
-      DIGEST/                      of a manifest: another data set, or a changed one, lies elsewhere
+    ROOT/                          data.cache_dir/capstream-cache; Capstream may remove all in it
+      .lock                        held while a process makes room or puts a file in its place
+      DIGEST/                      of the manifest, so that other or changed data sets never mix
         manifest.json, tokenizer.json, index.npz
-        NAME-000000.tar            whole and verified; its mtime says who is evicted first
-        .NAME-000000.tar.SIZE.part being fetched by whoever has locked it; counts as SIZE bytes
+        NAME-000000.tar            whole and verified; the oldest mtime is evicted first
+        .NAME-000000.tar.SIZE.part a download that its process has locked; counts as SIZE bytes
 
-A lock ends with its process: what a kill leaves of a download is never trusted, and the next that
-looks for room removes it.
+A lock ends with its process. So a download that a killed process left behind is recognised by its
+missing lock; it is never used, and the next process that makes room removes it.
 """
 
 import contextlib
@@ -23,27 +23,39 @@ from typing import BinaryIO
 from pipeline.remote.download import fetch_verified
 from shards.format import ShardEntry
 
-WAIT_S = 0.1  # between looks for room that others' downloads take
+WAIT_S = 0.1  # between two checks whether other downloads have left room
 
 
 @dataclass(frozen=True, eq=False)
 class ShardCache:
-    """The shards of one data set, on this machine while they are needed."""
+    """The shards of one remote data set, kept on this machine while they are needed.
 
-    url: str  # folder of the data set
-    folder: Path  # ROOT/DIGEST
+    Args:
+        url: of the data set's folder.
+        folder: ROOT/DIGEST.
+        shards: of the manifest.
+        max_bytes: limit for all shards under ROOT together, downloads in progress included.
+        prefetch_bytes: how much `pipeline.remote.prefetch` may fetch in advance.
+    """
+
+    url: str
+    folder: Path
     shards: tuple[ShardEntry, ...]
-    max_bytes: int  # all shards under ROOT, those being fetched among them
-    ahead_bytes: int  # what pipeline.remote.prefetch may keep there
+    max_bytes: int
+    prefetch_bytes: int
 
     def open(self, number: int) -> int:
-        """A descriptor of a shard, fetched first where it is not here. The caller closes it.
+        """Open a shard for reading; fetch it first if it is not in the cache.
 
-        Any processes and threads of the machine may ask at once: one fetches, the others wait. The
-        descriptor stays good when the shard is evicted.
+        Several processes and threads of the machine may ask for the same shard at once: one of them
+        fetches it, the others wait.
 
+        Args:
+            number: of the shard in the manifest.
+        Returns:
+            A file descriptor, which the caller closes. It remains readable if the shard is evicted.
         Raises:
-            FetchError: it cannot be fetched, or is not what the manifest lists.
+            FetchError: the shard cannot be fetched, or is not the one that the manifest lists.
         """
         shard = self.shards[number]
         path = self.folder / shard.file
@@ -55,29 +67,31 @@ class ShardCache:
                 with claim:
                     return self._fetch(shard, path, part, patience_s)
             if _wait_for(part):
-                patience_s = 0.0  # whoever fetched it has been patient already
+                patience_s = 0.0  # the process that tried to fetch it has waited already
         return descriptor
 
     def holds(self, number: int) -> bool:
-        """Whether a shard is here, for now."""
+        """Whether a shard is in the cache at this moment."""
         return (self.folder / self.shards[number].file).exists()
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """Say which shards are needed next, the first one first.
+        """Tell the cache which shards are needed next, in order of need.
 
-        All others of the data set are evicted before them, and of them the last one first.
+        All other shards of the data set are evicted before these, and of these the last one first.
         """
         now = time.time_ns()
         stamps = {self.shards[number].file: now - i for i, number in enumerate(numbers)}
         for path in self.folder.glob("*.tar"):
             stamp = stamps.get(path.name, 0)
-            with contextlib.suppress(FileNotFoundError):  # evicted just now
+            with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
                 os.utime(path, ns=(stamp, stamp))
 
     def _claim(self, path: Path, part: Path, num_bytes: int) -> BinaryIO | None:
-        """A locked file to fetch into, with room made for it; None while there is a reason to wait.
+        """Make room for a shard and create the locked file to fetch it into.
 
-        Either another fetches the same shard, or the downloads under way leave no room.
+        Returns:
+            The open file; None if the caller has to wait, because another process fetches the same
+            shard or the downloads in progress leave no room.
         """
         root = self.folder.parent
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +109,7 @@ class ShardCache:
         try:
             fetch_verified(self.url, shard.file, part, shard.sha256, shard.num_bytes, patience_s)
             descriptor = os.open(part, os.O_RDONLY)
-            with locked(path.parent.parent):  # so that nobody counts it under neither name
+            with locked(path.parent.parent):  # or a count of files may miss it under both names
                 os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -108,7 +122,7 @@ def _open_whole(path: Path, num_bytes: int) -> int | None:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    if os.fstat(descriptor).st_size != num_bytes:  # a power cut: it was verified when it came
+    if os.fstat(descriptor).st_size != num_bytes:  # after a power cut: it was verified when fetched
         os.close(descriptor)
         path.unlink(missing_ok=True)
         return None
@@ -117,7 +131,7 @@ def _open_whole(path: Path, num_bytes: int) -> int | None:
 
 
 def _wait_for(part: Path) -> bool:
-    """Return when nobody fetches into `part`, or after a moment; whether somebody did."""
+    """Wait until nobody fetches into `part`, or for a moment. Returns whether somebody did."""
     try:
         with open(part, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -129,21 +143,21 @@ def _wait_for(part: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, against other processes and threads, for the block."""
+    """Hold the lock of a folder during the block, against other processes and threads."""
     with open(folder / ".lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _being_fetched(root: Path) -> dict[Path, int]:
-    """Files that are being fetched into, and the bytes each will have. Removes abandoned ones."""
+    """The downloads in progress, and the size that each will have. Removes abandoned ones."""
     found = {}
     for part in root.glob("*/.*.part"):
         try:
             with open(part, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 part.unlink()
-        except FileNotFoundError:  # given up just now
+        except FileNotFoundError:  # finished or given up meanwhile
             continue
         except BlockingIOError:
             found[part] = int(part.name.split(".")[-2])
@@ -151,7 +165,7 @@ def _being_fetched(root: Path) -> dict[Path, int]:
 
 
 def _make_room(root: Path, max_bytes: int) -> bool:
-    """Evict what was needed longest ago until no more than `max_bytes` remain, if that can be."""
+    """Evict the oldest shards until at most `max_bytes` remain. Returns whether that can be."""
     if max_bytes < 0:
         return False
     tars = []
@@ -163,6 +177,6 @@ def _make_room(root: Path, max_bytes: int) -> bool:
     for _, size, path in sorted(tars):
         if total <= max_bytes:
             break
-        path.unlink(missing_ok=True)  # who has it open reads on
+        path.unlink(missing_ok=True)  # processes that have it open can read on
         total -= size
     return True

@@ -1,4 +1,4 @@
-"""One file of a data set behind a URL, brought whole and verified."""
+"""Download of one file of a remote data set, whole and verified."""
 
 import hashlib
 import os
@@ -9,15 +9,15 @@ from pipeline.runtime.errors import ExplainedError
 from shards.format import MANIFEST
 from shards.storage import ATTEMPTS, DISK_FULL, LastingError, fetch, location, persistently
 
-PATIENCE_S = 600.0  # with a store that does not answer, before a run is ended for it
+PATIENCE_S = 600.0  # how long a store may fail to answer before the run ends
 
 
 class FetchError(ExplainedError, OSError):
-    """A file of a data set cannot be had, or is another; the message says what to do."""
+    """A file cannot be fetched, or is not the one of the manifest; the message says what to do."""
 
 
 class _DiffersError(OSError):
-    """What arrived is not what the manifest lists."""
+    """The fetched file is not the one that the manifest lists."""
 
 
 def fetch_verified(
@@ -28,14 +28,19 @@ def fetch_verified(
     num_bytes: int | None = None,
     patience_s: float | None = None,
 ) -> None:
-    """Fetch the file `name` of a data set over `local`, and onto the disk.
+    """Fetch a file, verify it, and force it onto the disk.
 
     Args:
-        patience_s: with a store that does not answer; PATIENCE_S by default.
+        url: of the data set's folder.
+        name: of the file.
+        local: the file to write; an existing one is overwritten.
+        sha256: that the file must have.
+        num_bytes: that the file must have; None if the manifest does not list its size.
+        patience_s: how long a store may fail to answer; PATIENCE_S by default.
     Raises:
-        FetchError: it cannot be had, or not as the manifest lists it.
+        FetchError: the file cannot be fetched, or is not the one that the manifest lists.
     """
-    # Made here, where it is used: a store's connection does not survive a fork or a pickle.
+    # Made here, where it is used: a connection to a store survives neither a fork nor a pickle.
     source = location(url) / name
     differing = count(1)
 
@@ -43,7 +48,7 @@ def fetch_verified(
         fetch(source, local)
         try:
             check()
-        except _DiffersError as error:  # cut short, or replaced: more attempts than a few tell
+        except _DiffersError as error:  # cut off (try again) or replaced (always the same)
             if next(differing) < ATTEMPTS:
                 raise
             raise LastingError(str(error)) from error
@@ -52,10 +57,10 @@ def fetch_verified(
         with open(local, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if num_bytes not in (None, size):
-                raise _DiffersError(f"{size:,} bytes, not the {num_bytes:,} of {MANIFEST}")
+                raise _DiffersError(f"{size:,} bytes instead of {num_bytes:,}")
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
-                raise _DiffersError(f"sha256 {found}, not the {sha256} of {MANIFEST}")
+                raise _DiffersError(f"sha256 {found} instead of {sha256}")
             os.fsync(file.fileno())
 
     try:
@@ -68,15 +73,18 @@ def _explain(source: Path, local: Path, error: OSError) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, _DiffersError):
         return (
-            f"{source}: has {cause}, at {ATTEMPTS} attempts: it was replaced or damaged after its "
-            "data set was finished. Put the file of the manifest back and start the same command "
-            "again, or train on the new data set with another run_dir"
+            f"{source}: differs from {MANIFEST} in {ATTEMPTS} attempts ({cause}): it was replaced "
+            "or damaged after the data set was finished. Restore the original file and start the "
+            "same command again, or train on the new data set with another run_dir"
         )
     if isinstance(cause, FileNotFoundError):
         return (
-            f"{source}: is not there, but {MANIFEST} lists it. Put it back and start the same "
-            "command again; `python -m shards verify` tells what else is missing"
+            f"{source}: does not exist, but {MANIFEST} lists it. Restore it and start the same "
+            "command again; `python -m shards verify` lists all missing files"
         )
     if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-        return f"{local.parent}: the disk is full; lower cache_gb, or name another cache_dir"
-    return f"{source}: cannot be fetched ({error}); the same command goes on when it can be again"
+        return f"{local.parent}: the disk is full; set a lower cache_gb or another cache_dir"
+    return (
+        f"{source}: cannot be fetched ({error}); start the same command again when the store "
+        "answers"
+    )

@@ -1,4 +1,4 @@
-"""Where data sets lie on this machine: in their own folder, or behind a URL in one of the cache."""
+"""Where a data set lies on this machine: its own folder, or a cache folder if it is remote."""
 
 import os
 import stat
@@ -22,41 +22,45 @@ from shards.format import (
 from shards.storage import is_remote, location
 
 
-def local_folders(
-    places: Sequence[tuple[str, int]], cache_dir: str | None, cache_gb: float, setting: str
+def locate_data_sets(
+    needed: Sequence[tuple[str, int]], cache_dir: str | None, cache_gb: float, option: str
 ) -> list[tuple[Path, ShardCache | None]]:
-    """Where data sets lie on this machine: each one's folder, or for a URL its folder in the cache.
+    """Find the folder of each data set on this machine: its own folder, or its cache folder.
 
-    The latter has manifest, index and tokenizer at once, the shards when they are opened.
+    The manifest, index and tokenizer of a remote data set are fetched here; each of its shards is
+    fetched when `ShardCache.open` is asked for it.
 
     Args:
-        places: path or URL of each, and how many of its shards are needed at once. The first has
-            what room the others leave.
-        cache_gb: 10**9 bytes that the shards under `cache_dir` may take.
-        setting: what the user calls the two, without `_dir` and `_gb`.
+        needed: path or URL of each data set, and how many of its shards must be in the cache at
+            once. The first remote one may prefetch into the space that these leave.
+        cache_dir: folder of the cache; None chooses a folder of this user.
+        cache_gb: limit of the shards in the cache, in 10**9 bytes.
+        option: the user's name for the two options, without `_dir` and `_gb`; for errors.
+    Returns:
+        For each data set its folder, and for a remote one the cache of its shards.
     Raises:
-        ValueError: no such data set, or the cache cannot be there or is too small; names the
-            setting.
+        ValueError: there is no such data set, or the cache cannot be created or is too small.
         OSError: the store does not answer.
     """
     max_bytes = int(cache_gb * 1e9)
-    found = [_local_folder(place, cache_dir, max_bytes, setting) for place, _ in places]
+    found = [_locate(url, cache_dir, max_bytes, option) for url, _ in needed]
     least = [
         _largest_bytes(cache.shards, num_shards) if cache else 0
-        for (_, cache), (_, num_shards) in zip(found, places, strict=True)
+        for (_, cache), (_, num_shards) in zip(found, needed, strict=True)
     ]
     if sum(least) > max_bytes:
         raise ValueError(
-            f"{setting}_gb: {cache_gb:g} GB cannot hold the shards that are needed at once (those "
-            f"of two shuffle blocks in training); {_round_up_gb(sum(least))} is the least that "
-            "works, more lets downloads run ahead"
+            f"{option}_gb: {cache_gb:g} GB is too small for the shards that are needed at once "
+            f"(in training those of two shuffle blocks); {_round_up_gb(sum(least))} is the least "
+            "that works, and more lets downloads run in advance"
         )
-    spare, shared = max_bytes - sum(least), []
-    for (folder, cache), share in zip(found, least, strict=True):
+    spare = max_bytes - sum(least)
+    located = []
+    for (folder, cache), num_bytes in zip(found, least, strict=True):
         if cache:
-            cache, spare = replace(cache, ahead_bytes=share + spare), 0
-        shared.append((folder, cache))
-    return shared
+            cache, spare = replace(cache, prefetch_bytes=num_bytes + spare), 0
+        located.append((folder, cache))
+    return located
 
 
 def _largest_bytes(shards: Sequence[ShardEntry], num_shards: int) -> int:
@@ -64,24 +68,24 @@ def _largest_bytes(shards: Sequence[ShardEntry], num_shards: int) -> int:
 
 
 def _round_up_gb(num_bytes: int) -> str:
-    """To three digits, so that the number can be typed and suffices."""
+    """A number of bytes in GB, rounded up to three digits for the user to type."""
     unit = 10 ** max(len(str(num_bytes)) - 3, 0)
     return f"{-(-num_bytes // unit) * unit / 1e9:.9f}".rstrip("0").rstrip(".")
 
 
-def _local_folder(
-    place: str, cache_dir: str | None, max_bytes: int, setting: str
+def _locate(
+    url: str, cache_dir: str | None, max_bytes: int, option: str
 ) -> tuple[Path, ShardCache | None]:
-    source = location(place)
+    source = location(url)
     if not is_remote(source):
         return source, None
     manifest = read_manifest(source)
-    folder = _cache_root(cache_dir, f"{setting}_dir") / manifest.digest
+    folder = _cache_root(cache_dir, f"{option}_dir") / manifest.digest
     folder.mkdir(exist_ok=True)
     with locked(folder):
         if not (folder / MANIFEST).exists() or not _is_whole(folder, manifest):
-            _fetch_index(place, manifest, folder)
-    return folder, ShardCache(place, folder, manifest.shards, max_bytes, max_bytes)
+            _fetch_index(url, manifest, folder)
+    return folder, ShardCache(url, folder, manifest.shards, max_bytes, max_bytes)
 
 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:
@@ -93,7 +97,7 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
 
 
 def _fetch_index(url: str, manifest: Manifest, folder: Path) -> None:
-    """All that is needed to open a data set; the manifest comes last, and vouches for the rest."""
+    """Fetch all that opening a data set needs. The manifest comes last: it marks the rest whole."""
     for name, sha256 in ((INDEX, manifest.index_sha256), (TOKENIZER, manifest.tokenizer_sha256)):
         temporary = folder / f".{name}.tmp"
         fetch_verified(url, name, temporary, sha256)
@@ -102,30 +106,33 @@ def _fetch_index(url: str, manifest: Manifest, folder: Path) -> None:
     write_manifest(folder, manifest)
 
 
-def _check_own_folder(folder: Path, setting: str) -> None:
-    """Make a folder where anyone may make one, and see that it is nobody else's trap.
+def _make_private_folder(folder: Path, option: str) -> None:
+    """Make a folder in a place where every user may write, and check that nobody else controls it.
 
     Raises:
-        ValueError: it cannot be made, or is a link or another user's.
+        ValueError: the folder cannot be made, is a link, or others may write to it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise ValueError(f"{setting}: {folder}: {error.strerror}; name another folder") from None
+        raise ValueError(f"{option}: {folder}: {error.strerror}; name another folder") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise ValueError(f"{setting}: {folder}: a link, or others may write to it; name another")
+        raise ValueError(
+            f"{option}: {folder}: is a link, or other users may write to it; name another folder"
+        )
 
 
-def _cache_root(cache_dir: str | None, setting: str) -> Path:
-    """The cache's own folder, made if need be.
+def _cache_root(cache_dir: str | None, option: str) -> Path:
+    """The root folder of the cache; it is made if it does not exist.
 
     Raises:
-        ValueError: it cannot be made, or is another user's, who could change what is in it.
+        ValueError: the folder cannot be made, or belongs to another user, who could change it.
     """
-    if cache_dir is None:  # not /tmp, which may lie in memory, nor the home, which machines share
+    # The default is not in /tmp, which may be in memory, nor in the home, which machines may share.
+    if cache_dir is None:
         cache_dir = f"{os.environ.get('TMPDIR') or '/var/tmp'}/capstream-{os.getuid()}"
-        _check_own_folder(Path(cache_dir), setting)
+        _make_private_folder(Path(cache_dir), option)
     root = Path(cache_dir) / "capstream-cache"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,7 +141,7 @@ def _cache_root(cache_dir: str | None, setting: str) -> Path:
             with locked(root):
                 pass
     except OSError as error:
-        raise ValueError(f"{setting}: {root}: {error.strerror}; name another folder") from None
+        raise ValueError(f"{option}: {root}: {error.strerror}; name another folder") from None
     if owner != os.getuid():
-        raise ValueError(f"{setting}: {root}: belongs to another user; name another folder")
+        raise ValueError(f"{option}: {root}: belongs to another user; name another folder")
     return root

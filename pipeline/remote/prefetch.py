@@ -1,4 +1,4 @@
-"""Fetches shards into the cache shortly before they are needed, in threads beside a loader."""
+"""Prefetch: threads beside a loader fetch shards into the cache shortly before they are needed."""
 
 import os
 import threading
@@ -8,49 +8,52 @@ from typing import TypeVar
 
 from pipeline.remote.cache import ShardCache
 
-PARALLEL = 4  # downloads at a time: one connection rarely fills the line
-RENEW_S = 1.0  # between looks at what is needed next, at the least:
-SHARE = 0.01  # of one core's time that they may take, which is the trainer's
-IDLE_S = 0.1  # a thread that has nothing to fetch looks again after so long
+PARALLEL = 4  # downloads at a time: one connection rarely uses the whole bandwidth
+RENEW_S = 1.0  # least time between two computations of which shards come next
+MAX_CPU_SHARE = 0.01  # of one core that these computations take, as the trainer needs it
+IDLE_S = 0.1  # a thread that has nothing to fetch waits so long before it looks again
 
 T = TypeVar("T")
 
 
-def read_ahead(
+def prefetch_shards(
     batches: Iterable[T], cache: ShardCache, needed: Callable[[int], Iterable[int]]
 ) -> Iterator[T]:
-    """`batches` as they are, while threads fetch the shards of those to come.
+    """Yield `batches` unchanged, while threads fetch the shards of the batches to come.
 
-    An error of theirs ends nothing: whoever needs the shard meets it again, and raises it.
+    An error in a thread stops nothing. Whoever reads the shard meets the error again and raises it.
 
     Args:
-        needed: of the number of batches handed out, the shards that the rest need, in order.
+        batches: read their samples through the cache.
+        cache: where the shards go, at most `cache.prefetch_bytes` of them in advance.
+        needed: given the number of batches yielded so far, the shards that the remaining batches
+            need, in order of first use.
     """
-    ahead = _Ahead(cache, needed)
-    for _ in range(PARALLEL):  # no pool: at its end a process would wait for its downloads
-        threading.Thread(target=ahead.run, daemon=True).start()
+    prefetcher = _Prefetcher(cache, needed)
+    for _ in range(PARALLEL):  # no pool, which would wait for its downloads when the process ends
+        threading.Thread(target=prefetcher.run, daemon=True).start()
     try:
         for batch in batches:
-            ahead.handed_out += 1
+            prefetcher.num_yielded += 1
             yield batch
     finally:
-        ahead.stopped = True
+        prefetcher.stopped = True
 
 
-class _Ahead:
-    """What the threads of `read_ahead` share."""
+class _Prefetcher:
+    """What the threads of `prefetch_shards` share."""
 
     def __init__(self, cache: ShardCache, needed: Callable[[int], Iterable[int]]) -> None:
-        self.handed_out = 0
+        self.num_yielded = 0  # batches
         self.stopped = False
         self._cache, self._needed = cache, needed
         self._lock = threading.Lock()
-        self._window: list[int] = []  # shards to have here, in order of need
-        self._window_of = -1  # batches handed out when it was made
-        self._next_look = 0.0
-        self._complete = False  # nothing of the window is missing
-        self._tried: set[int] = set()  # of the window: under way, or failed
-        self._failed: set[int] = set()  # those to be tried again with the next window
+        self._window: list[int] = []  # shards to have in the cache, in order of need
+        self._window_of = -1  # num_yielded when the window was computed
+        self._next_renewal = 0.0  # on the monotonic clock
+        self._complete = False  # no shard of the window is missing
+        self._tried: set[int] = set()  # shards of the window that are being fetched, or failed
+        self._failed: set[int] = set()  # of those tried; the next window tries them again
 
     def run(self) -> None:
         while not self.stopped:
@@ -63,23 +66,23 @@ class _Ahead:
             except OSError:
                 with self._lock:
                     self._failed.add(shard)
-                continue  # still among those tried
+                continue  # the shard stays among those tried
             with self._lock:
                 self._tried.discard(shard)
 
     def _next(self) -> int | None:
-        """The first shard of the window that is missing and that no thread has tried."""
+        """The first missing shard of the window that no thread has tried."""
         with self._lock:
             now = time.monotonic()
-            if self._window_of != self.handed_out and now > self._next_look:
+            if self._window_of != self.num_yielded and now > self._next_renewal:
                 start_s = time.thread_time()
-                self._window_of, self._complete = self.handed_out, False
+                self._window_of, self._complete = self.num_yielded, False
                 self._tried -= self._failed
                 self._failed.clear()
                 self._window = list(self._fitting())
                 self._cache.expect(self._window)
                 cost_s = time.thread_time() - start_s
-                self._next_look = time.monotonic() + max(RENEW_S, cost_s / SHARE)
+                self._next_renewal = time.monotonic() + max(RENEW_S, cost_s / MAX_CPU_SHARE)
             if self._complete:
                 return None
             for shard in self._window:
@@ -90,9 +93,9 @@ class _Ahead:
         return None
 
     def _fitting(self) -> Iterator[int]:
-        """What is needed next, as far as it fits: fetching evicts nothing that is needed sooner."""
-        left = self._cache.ahead_bytes
-        for shard in self._needed(self.handed_out):
+        """The shards needed next that fit together, so that none evicts one needed sooner."""
+        left = self._cache.prefetch_bytes
+        for shard in self._needed(self.num_yielded):
             left -= self._cache.shards[shard].num_bytes
             if left < 0:
                 return

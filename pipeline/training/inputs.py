@@ -6,6 +6,7 @@ No process group is joined and no GPU is touched here, so a mistake costs a seco
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -28,7 +29,7 @@ from pipeline.data.partition import streams_of_ranks
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import ALGORITHM
 from pipeline.model.captioner import Captioner
-from pipeline.remote.location import local_folders
+from pipeline.remote.location import locate_data_sets
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
 from pipeline.training.schedule import Schedule, make_schedule
@@ -41,6 +42,7 @@ class Run:
     """A run whose inputs have been read and checked.
 
     Args:
+        streams: canonical streams that the ranks of this machine read.
         resume: where it continues from.
         scores: of the evaluations before that.
         lock: of the main process, on the run folder; held as long as the run lives.
@@ -50,6 +52,7 @@ class Run:
 
     config: Config
     world: World
+    streams: Sequence[int]
     train_shards: ShardFolder
     val_shards: ShardFolder | None
     captioner: Captioner
@@ -78,7 +81,8 @@ def prepare(config: Config, world: World) -> Run:
     Raises:
         ValueError: names the folder or the setting at fault.
     """
-    train_shards, val_shards = _open_shards(config.data, world)
+    streams = streams_of_ranks(world.ranks_of_this_machine, world.world_size, config.data.streams)
+    train_shards, val_shards = _open_shards(config.data, len(streams), world)
     _check_batch(config, world)
     num_samples, batch_size = len(train_shards), config.data.global_batch_size
     num_slots = _num_slots(config, num_samples)
@@ -98,7 +102,7 @@ def prepare(config: Config, world: World) -> Run:
         scores = load_scores(run_dir / "checkpoints", step_of(resume.commit))
         if val_shards:
             digest = val_shards.manifest.digest
-            check_scores(resume.commit, scores, val_shards.place, digest)
+            check_scores(resume.commit, scores, val_shards.location, digest)
     torch.manual_seed(config.seed)
     vocab_size = train_shards.tokenizer.get_vocab_size()
     captioner = Captioner(config.model, vocab_size, pretrained=resume.commit is None)
@@ -106,6 +110,7 @@ def prepare(config: Config, world: World) -> Run:
     return Run(
         config=config,
         world=world,
+        streams=streams,
         train_shards=train_shards,
         val_shards=val_shards,
         captioner=captioner,
@@ -119,14 +124,15 @@ def prepare(config: Config, world: World) -> Run:
     )
 
 
-def _open_shards(data: DataConfig, world: World) -> tuple[ShardFolder, ShardFolder | None]:
-    streams = streams_of_ranks(world.ranks_of_this_machine, world.world_size, data.streams)
-    # At once a stream needs the block that is being read, and the next one.
-    places = [(data.train, 2 * data.shuffle_block * len(streams))]
+def _open_shards(
+    data: DataConfig, num_streams: int, world: World
+) -> tuple[ShardFolder, ShardFolder | None]:
+    # Of each stream that is read here, the current block and the next.
+    needed = [(data.train, 2 * data.shuffle_block * num_streams)]
     if data.val:
-        places.append((data.val, EVAL_SHARDS))
-    found = local_folders(places, data.cache_dir, data.cache_gb, "data.cache")
-    shards = [ShardFolder(folder, cache) for folder, cache in found]
+        needed.append((data.val, EVAL_SHARDS))
+    located = locate_data_sets(needed, data.cache_dir, data.cache_gb, "data.cache")
+    shards = [ShardFolder(folder, cache) for folder, cache in located]
     if world.is_local_main:  # once on each machine, since a large index takes long
         for opened in shards:
             if not opened.cache:  # the cache has checked its own

@@ -10,6 +10,7 @@ from torch import channels_last, nn
 from pipeline.checkpoint.commit import load_model_state, load_optimizer_state, load_state
 from pipeline.checkpoint.folder import prune, set_aside
 from pipeline.checkpoint.state import TrainState
+from pipeline.objectives.cross_entropy import CrossEntropy
 from pipeline.training.inputs import Run
 from pipeline.training.optimizer import make_optimizer
 
@@ -17,15 +18,21 @@ from pipeline.training.optimizer import make_optimizer
 def restore(
     accelerator: Accelerator, run: Run
 ) -> tuple[nn.Module, AcceleratedOptimizer, TrainState]:
-    """Put model and optimiser on the device, in the state of the checkpoint, wrapped for DDP."""
+    """Put model and optimiser on the device, in the state of the checkpoint.
+
+    Returns:
+        The objective and the optimiser as accelerate wraps them, and how far the run is. The
+        captioner inside the objective stays the one of the run.
+    """
     captioner, commit, state = run.captioner, run.resume.commit, TrainState()
     optimizer = make_optimizer(captioner, run.config.optim)
     if commit:
         captioner.load_state_dict(load_model_state(commit))
         state, _ = load_state(commit)
     _check_ranks_agree(run, state)
-    captioner.train().to(memory_format=channels_last)  # the layout of the images
-    model, wrapped = accelerator.prepare(captioner, optimizer)
+    objective = CrossEntropy(captioner).train()
+    objective.to(memory_format=channels_last)  # the layout of the images
+    model, wrapped = accelerator.prepare(objective, optimizer)
     if commit:
         saved = load_optimizer_state(commit)
         decays = [group["weight_decay"] for group in wrapped.param_groups]
@@ -44,7 +51,7 @@ def _check_ranks_agree(run: Run, state: TrainState) -> None:
     if len(set(seen)) > 1:
         raise RuntimeError(
             "the processes do not see the same run: (step, data digest) by rank is "
-            f"{seen}; {run.config.run_dir} and {run.train_shards.place} must be the same "
+            f"{seen}; {run.config.run_dir} and {run.train_shards.location} must be the same "
             "everywhere, on shared storage"
         )
 

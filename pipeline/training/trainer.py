@@ -16,9 +16,10 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config.parser import dump_config
 from pipeline.data.batch import Batch, ImageId, check_bad
 from pipeline.data.dataset import TrainDataset
-from pipeline.data.loader import start_worker_server, train_loader
+from pipeline.data.loader import train_loader
 from pipeline.data.partition import MicroBatchSampler
 from pipeline.data.sample_order import Order, keyed_bytes
+from pipeline.data.worker_processes import start_worker_server
 from pipeline.distributed.fault_policy import FETCH_LIMIT_S, Phase
 from pipeline.distributed.process_group import join_processes
 from pipeline.distributed.watchdog import Watchdog
@@ -27,7 +28,7 @@ from pipeline.observability.sample_log import SampleLog
 from pipeline.runtime.preemption import StopRequest, answer_stop
 from pipeline.training.inputs import Run
 from pipeline.training.start import first_line, restore, tidy_checkpoints
-from pipeline.training.step import NonFiniteError, train_step
+from pipeline.training.step import NonFiniteError, TrainStep
 from pipeline.training.validation import Validator
 from shards.atomic import write_atomic
 from shards.format import TOKENIZER
@@ -73,7 +74,8 @@ class Trainer:
         self.run, self.config, self.world = run, run.config, run.world
         self.accelerator, self.watchdog, self.stop = accelerator, watchdog, stop
         self.schedule = run.schedule
-        self.model, self.optimizer, self.restored = restore(accelerator, run)
+        model, self.optimizer, self.restored = restore(accelerator, run)
+        self.step = TrainStep(accelerator, model, self.optimizer, self.config.optim.clip)
         self.monitor = Monitor(
             run_dir=Path(self.config.run_dir),
             active=self.world.is_main,
@@ -104,12 +106,12 @@ class Trainer:
         Returns:
             The state reached, which is committed.
         """
-        self.validator.catch_up(self.model, state)
+        self.validator.catch_up(state)
         batches = self._micro_batches(state.step)
         self.monitor.restart_clock()
         while state.step < self.run.num_steps:
             micro_batches, wait_s = self._next_batches(batches, state)
-            result = self._step(state, micro_batches, wait_s)
+            result = self._take_step(state, micro_batches, wait_s)
             state = self._after(state, result)
             self._report(state, result, micro_batches)
             done = state.step == self.run.num_steps
@@ -126,7 +128,7 @@ class Trainer:
                 )
                 break
             if evaluation_due:  # after the checkpoint, so a failure here loses no training
-                self.validator.evaluate(self.model, state)
+                self.validator.evaluate(state)
                 self.monitor.restart_clock()
         self.validator.finish(state)
         return state
@@ -148,14 +150,14 @@ class Trainer:
             config.data.global_batch_size,
             self.run.num_slots,
             first_step,
-            self.run.num_steps,
             self.world.rank,
             self.world.world_size,
             config.train.accumulation_steps,
         )
         dataset = TrainDataset(self.run.train_shards, config.data, config.seed)
         pin_memory = self.accelerator.device.type == "cuda"
-        return iter(train_loader(dataset, sampler, self.world, config.data.workers, pin_memory))
+        streams = self.run.streams
+        return iter(train_loader(dataset, sampler, self.world, streams, pin_memory=pin_memory))
 
     def _next_batches(
         self, batches: Iterator[Batch], state: TrainState
@@ -170,15 +172,14 @@ class Trainer:
         self.sample_log.write(state.step, _ids_of(found))
         return found, wait_s
 
-    def _step(self, state: TrainState, micro_batches: Sequence[Batch], wait_s: float) -> StepResult:
+    def _take_step(
+        self, state: TrainState, micro_batches: Sequence[Batch], wait_s: float
+    ) -> StepResult:
         _seed_step(self.config.seed, state.step, self.world.rank)
         with self.watchdog.phase(Phase.STEP, state.step):
             try:
-                return train_step(
-                    self.accelerator, self.model, self.optimizer, micro_batches,
-                    self.schedule.learning_rate(state.updates), self.config.optim.clip, wait_s,
-                    self.stop.requested,
-                )  # fmt: skip
+                rate = self.schedule.learning_rate(state.updates)
+                return self.step.take(micro_batches, rate, wait_s, self.stop.requested)
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {state.step}: {error}") from None
 
@@ -229,11 +230,10 @@ class Trainer:
         """
         with self.watchdog.phase(Phase.COMMIT, state.step):
             if self.world.is_main:
-                model = self.accelerator.unwrap_model(self.model).state_dict()
                 optimizer = {"optimizer": self.optimizer.state_dict()}
                 if self.accelerator.scaler is not None:
                     optimizer["scaler"] = self.accelerator.scaler.state_dict()
-                self.writer.start(state, model, optimizer)
+                self.writer.start(state, self.run.captioner.state_dict(), optimizer)
             self.monitor.restart_clock()
             if wait:
                 self.writer.wait()

@@ -3,15 +3,14 @@
 import os
 
 from accelerate import Accelerator
-from torch import nn
 
 from pipeline.checkpoint.best import Scores, mark_best, save_scores
 from pipeline.checkpoint.state import TrainState
 from pipeline.data.dataset import EvalDataset
 from pipeline.distributed.fault_policy import Phase
 from pipeline.distributed.watchdog import Watchdog
-from pipeline.evaluation.evaluator import Evaluation, evaluate
-from pipeline.metrics import caption_scores
+from pipeline.evaluation.evaluator import Evaluation, EvaluationTask, evaluate
+from pipeline.metrics.scores import caption_scores
 from pipeline.observability.monitor import Monitor
 from pipeline.runtime.preemption import StopRequest, answer_stop
 from pipeline.training.inputs import Run
@@ -36,14 +35,14 @@ class Validator:
         """Whether the validation set is scored after a step."""
         return self.run.val_shards is not None and self.run.schedule.evaluation_due(step)
 
-    def catch_up(self, model: nn.Module, state: TrainState) -> None:
+    def catch_up(self, state: TrainState) -> None:
         """Do what a kill prevented: an evaluation after its checkpoint, the mark after a score."""
         if self.due(state.step) and state.step not in self.scores.by_step:
-            self.evaluate(model, state)
+            self.evaluate(state)
         if self.run.world.is_main and self.scores.by_step:
             mark_best(self.run.checkpoints, self.scores)
 
-    def evaluate(self, model: nn.Module, state: TrainState) -> None:
+    def evaluate(self, state: TrainState) -> None:
         """Score the validation set at a committed step.
 
         A stop request ends the process at once meanwhile: an evaluation may take longer than a
@@ -63,7 +62,7 @@ class Validator:
             self.accelerator.wait_for_everyone()
         self.monitor.flush()
         with self.stop.at_once(leave):
-            evaluation = self._caption(model, state)
+            evaluation = self._caption(state)
             if is_main:
                 with self.watchdog.phase(Phase.SCORE, state.step):
                     self._score(evaluation, state)
@@ -76,28 +75,21 @@ class Validator:
         if self.run.world.is_main and self.run.val_shards is None and complete:
             mark_best(self.run.checkpoints, Scores())
 
-    def _caption(self, model: nn.Module, state: TrainState) -> Evaluation:
+    def _caption(self, state: TrainState) -> Evaluation:
         run, config = self.run, self.run.config
         assert run.val_shards is not None
-
-        def beat(phase: Phase, limit_s: float | None = None) -> None:
-            with self.watchdog.phase(phase, state.step, limit_s):
-                pass
-
         parts = run.world.world_size * config.train.accumulation_steps
-        evaluation = evaluate(
-            self.accelerator,
-            run.world,
-            self.accelerator.unwrap_model(model),
+        task = EvaluationTask(
             EvalDataset(run.val_shards, config.data.image_size),
-            run.val_shards.tokenizer,
             config.model.max_tokens,
             # As many images at a time as in training, for which the memory suffices.
             max(config.data.global_batch_size // parts, 1),
             config.data.workers,
-            beat,
-            config.monitor.num_images,
             config.data.max_bad,
+            config.monitor.num_images,
+        )
+        evaluation = evaluate(
+            self.accelerator, run.world, run.captioner, task, self.watchdog, state.step
         )
         for text in evaluation.bad:
             self.monitor.say(f"step {state.step:,}: not scored: {text}")
@@ -107,6 +99,6 @@ class Validator:
         assert self.run.val_shards is not None
         scores = caption_scores(evaluation.captions, evaluation.references)
         self.scores = self.scores.after(state.step, scores, self.run.val_shards.manifest.digest)
-        self.monitor.evaluation(state.step, scores, evaluation.pictures)
+        self.monitor.evaluation(state.step, scores, evaluation.shown)
         save_scores(self.run.checkpoints, self.scores)
         mark_best(self.run.checkpoints, self.scores)

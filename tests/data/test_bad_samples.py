@@ -70,7 +70,7 @@ def test_too_many_damaged_samples_stop_the_run(damaged: Path, tmp_path: Path) ->
         "--data.max_bad", 0.02,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "2 damaged samples, more than max_bad (2.00%) of 63" in done.stderr
+    assert "2 bad samples of 63, more than max_bad (2.00%) allows" in done.stderr
 
 
 def test_a_picture_that_does_not_decode_and_a_token_too_large_are_damage(

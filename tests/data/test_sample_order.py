@@ -124,8 +124,7 @@ def test_chains_of_resumes_on_other_numbers_of_ranks_go_on_in_order(
     for start, stop in zip([0, *stops], [*stops, len(whole)], strict=True):
         world_size, parts = data.draw(st.integers(1, 16)), data.draw(st.integers(1, 8))
         samplers = [
-            iter(MicroBatchSampler(order, batch_size, num_slots, start, len(whole), rank,
-                                   world_size, parts))
+            iter(MicroBatchSampler(order, batch_size, num_slots, start, rank, world_size, parts))
             for rank in range(world_size)
         ]  # fmt: skip
         ranks = rank_of_slots(batch_size, world_size, order.streams)
@@ -140,7 +139,7 @@ def test_chains_of_resumes_on_other_numbers_of_ranks_go_on_in_order(
 
 @pytest.mark.parametrize("workers", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_loader_processes_keep_the_order(workers: int) -> None:
-    sampler = MicroBatchSampler(Order((30, 7, 0, 20), "d", 3, 2, 2), 8, 171, 0, 22, 1, 2, 2)
+    sampler = MicroBatchSampler(Order((30, 7, 0, 20), "d", 3, 2, 2), 8, 171, 0, 1, 2, 2)
     loader = DataLoader(Echo(), sampler=sampler, batch_size=None, num_workers=workers)
     assert [part.tolist() for part in loader] == [part.tolist() for part in sampler]
 
@@ -207,7 +206,7 @@ def test_the_command_prints_the_ids_of_any_step(scenes: Scenes) -> None:
 @given(orders.filter(lambda order: order.num_samples > 0), st.integers(0, 9))
 def test_a_resumed_sampler_goes_on_where_another_stopped(order: Order, first_step: int) -> None:
     def sampler(start: int) -> MicroBatchSampler:
-        return MicroBatchSampler(order, 24, 240, start, 10, 1, 2, 2)
+        return MicroBatchSampler(order, 24, 240, start, 1, 2, 2)
 
     whole, rest = list(sampler(0)), list(sampler(first_step))
     assert len(whole) == len(sampler(0)) == 20

@@ -24,6 +24,7 @@ import pipeline.observability.monitor
 import pipeline.observability.sample_log
 import pipeline.training.trainer
 import pipeline.training.validation
+from pipeline.training.step import TrainStep
 
 STEP = int(os.environ.get("FAULT_STEP", "3"))
 HOUR_S = 3600.0
@@ -143,16 +144,16 @@ def main() -> int:
         if fault in IN_A_PART:
             IN_A_PART[fault]()
         else:
-            step, steps = pipeline.training.trainer.train_step, 0
+            take, steps = TrainStep.take, 0
 
-            def train_step(accelerator: Any, model: Any, *rest: Any) -> Any:
+            def take_or_fail(self: TrainStep, *arguments: Any) -> Any:
                 nonlocal steps
                 steps += 1
                 if steps == STEP:
-                    AT_STEP[fault](model)
-                return step(accelerator, model, *rest)
+                    AT_STEP[fault](self.model)
+                return take(self, *arguments)
 
-            pipeline.training.trainer.train_step = train_step
+            TrainStep.take = take_or_fail  # type: ignore[method-assign]
     from pipeline.train import main as train
 
     return train()

@@ -134,5 +134,5 @@ def test_an_object_replaced_in_mid_epoch_stops_the_run_and_is_named(
     store.files.pipe("drawn/changing/train-000004.tar", b"another build's shard")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "s3://drawn/changing/train-000004.tar: has 21 bytes, not the " in stderr
+    assert "s3://drawn/changing/train-000004.tar: differs from manifest.json in " in stderr
     assert "another run_dir" in stderr

@@ -15,7 +15,7 @@ from conftest import Scenes
 from PIL import Image
 
 import shards.index_tars
-from pipeline.data.batch import DamagedSampleError
+from pipeline.data.batch import BadSampleError
 from pipeline.data.reader import ShardFolder
 from shards.finalize import close_data_set
 from shards.format import Sidecar, read_manifest
@@ -60,7 +60,7 @@ def spans(opened: ShardFolder, sample: int) -> list[slice]:
 def read_or_error(shards_now: ShardFolder, sample: int) -> object:
     try:
         return shards_now.read(sample)
-    except DamagedSampleError as error:
+    except BadSampleError as error:
         return error
 
 
@@ -82,7 +82,7 @@ def check_reading(opened: ShardFolder, damage: Callable[[Path], object]) -> int:
         found = read_or_error(opened, sample)
         if sample < of_the_tar and any(now[s] != whole[s] for s in spans(opened, sample)):
             named += 1
-            assert isinstance(found, DamagedSampleError)
+            assert isinstance(found, BadSampleError)
             assert str(tar) in str(found)
             assert opened.index.key(sample) in str(found)
         else:

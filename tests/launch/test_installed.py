@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from capstream.cli import COMMANDS
+from launch.processes import launcher_options
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,7 +107,7 @@ def test_a_wrong_setting_is_one_line(capstream: Path, tmp_path: Path) -> None:
         assert wrong[0] in line
 
 
-WAITING = ("split", "evaluate", "caption")  # until their modules exist, or parse before torch
+WAITING = ("evaluate", "caption")  # until they parse before they import torch
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,30 @@ def test_help_needs_no_torch(name: str) -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "capstream.cli" in imported
     assert not {"torch", "accelerate"} & imported
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, command in COMMANDS.items() if command.launcher != "never"]
+)
+def test_no_option_is_also_one_of_the_launcher(name: str) -> None:
+    """The launcher would take it away from the command."""
+    listed = subprocess.run(
+        [sys.executable, "-m", COMMANDS[name].module, "--help"], capture_output=True, text=True,
+        cwd=ROOT, check=True,
+    ).stdout  # fmt: skip
+    own = set(re.findall(r"--[\w.-]+", listed))
+    assert len(own) > 3
+    assert not own & set(launcher_options())
+
+
+def test_every_command_of_shards_is_a_command(capstream: Path, tmp_path: Path) -> None:
+    own = {name for name, command in COMMANDS.items() if command.module == "shards"}
+    listed = subprocess.run(
+        [sys.executable, "-m", "shards", "--help"], capture_output=True, text=True, cwd=ROOT,
+        check=True,
+    ).stdout  # fmt: skip
+    assert set(re.findall(r"^    ([a-z]+)\b", listed, re.MULTILINE)) == own
+    assert run(capstream, tmp_path, "build", "--help").stdout.startswith("usage: capstream build")
 
 
 def test_the_overview_lists_the_commands(capstream: Path, tmp_path: Path) -> None:

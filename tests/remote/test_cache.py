@@ -29,8 +29,8 @@ from pipeline.data.partition import MicroBatchSampler
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import Order, shards_needed
 from pipeline.remote.cache import ShardCache
-from pipeline.remote.location import local_folders
-from pipeline.remote.prefetch import read_ahead
+from pipeline.remote.location import locate_data_sets
+from pipeline.remote.prefetch import prefetch_shards
 from pipeline.runtime.world import World
 from pipeline.training.inputs import prepare
 from shards.format import read_manifest
@@ -119,7 +119,7 @@ def make_cache(server: Server, cache_dir: Path, num_shards: float) -> ShardCache
     """A cache with room for so many of the largest shards."""
     largest = max(shard.num_bytes for shard in read_manifest(server.folder).shards)
     gb = num_shards * largest / 1e9
-    [(_, cache)] = local_folders([(server.url, 1)], str(cache_dir), gb, "data.cache")
+    [(_, cache)] = locate_data_sets([(server.url, 1)], str(cache_dir), gb, "data.cache")
     assert cache is not None
     return cache
 
@@ -213,7 +213,7 @@ def test_a_replaced_object_is_named_and_never_let_in(
         cache.open(1)
     assert files_in(cache) == [cache.shards[0].file]
     tar.unlink()
-    with pytest.raises(OSError, match=rf"{server.url}{tar.name}: is not there"):
+    with pytest.raises(OSError, match=rf"{server.url}{tar.name}: does not exist"):
         cache.open(1)
 
 
@@ -270,7 +270,7 @@ def test_another_data_set_gives_way_and_never_mixes(
 
 def test_a_cache_that_is_too_small_says_what_would_do(server: Server, tmp_path: Path) -> None:
     def open_with(gb: float) -> ShardCache | None:
-        return local_folders([(server.url, 4)], str(tmp_path), gb, "data.cache")[0][1]
+        return locate_data_sets([(server.url, 4)], str(tmp_path), gb, "data.cache")[0][1]
 
     with pytest.raises(ValueError, match=r"data\.cache_gb: 1e-05 GB .* least") as raised:
         open_with(1e-5)
@@ -311,7 +311,7 @@ def test_reading_ahead_fetches_in_order_and_nothing_twice(server: Server, tmp_pa
                 time.sleep(0.01)
             yield number
 
-    assert list(read_ahead(batches(), cache, lambda done: order[done:])) == order
+    assert list(prefetch_shards(batches(), cache, lambda done: order[done:])) == order
     fetched = [name for name in server.asked if name.endswith(".tar")]
     assert sorted(fetched) == sorted(cache.shards[number].file for number in order)
     assert set(fetched[:3]) == {cache.shards[number].file for number in order[:3]}
@@ -329,9 +329,9 @@ def test_an_error_ahead_of_need_is_raised_at_need(server: Server, tmp_path: Path
         yield is_right(cache, 0)
         yield is_right(cache, 1)
 
-    found = read_ahead(batches(), cache, lambda done: [0, 1])
+    found = prefetch_shards(batches(), cache, lambda done: [0, 1])
     assert [next(found), next(found)] == [True, True]
-    with pytest.raises(OSError, match="is not there"):
+    with pytest.raises(OSError, match="does not exist"):
         next(found)
 
 
@@ -340,7 +340,7 @@ def test_a_shard_folder_reads_the_same_through_the_cache(
 ) -> None:
     cache = make_cache(server, tmp_path / "cache", 2)
     near, afar = ShardFolder(scenes.train), ShardFolder(cache.folder, cache)
-    assert afar.place == server.url
+    assert afar.location == server.url
     for sample in np.random.default_rng(0).permutation(len(near))[:20].tolist():
         assert afar.read(sample) == near.read(sample)
     assert bytes_on_disk(cache) <= cache.max_bytes
@@ -352,10 +352,12 @@ def test_a_run_that_goes_on_fetches_nothing_of_what_is_behind_it(
     cache = make_cache(server, tmp_path / "cache", 3)
     sizes = tuple(shard.num_samples for shard in cache.shards)
     order = Order(sizes, read_manifest(server.folder).digest, seed=0, shuffle_block=1)
-    sampler = MicroBatchSampler(order, 5, 60, first_step=7, last_step=12, rank=0, world_size=1,
+    sampler = MicroBatchSampler(order, 5, 60, first_step=7, rank=0, world_size=1,
                                 accumulation_steps=1)  # fmt: skip
-    dataset = TrainDataset(ShardFolder(cache.folder, cache), DataConfig(image_size=32), seed=0)
-    batches = iter(train_loader(dataset, sampler, World(), workers=0, pin_memory=False))
+    dataset = TrainDataset(
+        ShardFolder(cache.folder, cache), DataConfig(image_size=32, workers=0), seed=0
+    )
+    batches = iter(train_loader(dataset, sampler, World(), [0], pin_memory=False))
     needed = [cache.shards[number].file for number in shards_needed(order, 35, 60, [0])]
     assert len(next(batches).ids) == 5
     assert {name for name in server.asked if name.endswith(".tar")} <= set(needed[:3])
@@ -368,6 +370,6 @@ def test_a_run_that_goes_on_fetches_nothing_of_what_is_behind_it(
 def test_a_path_needs_no_cache(scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(scenes.train.parent)
     for place in (str(scenes.train), scenes.train.name, scenes.train.as_uri()):
-        [(folder, cache)] = local_folders([(place, 4)], None, 1e-9, "data.cache")
+        [(folder, cache)] = locate_data_sets([(place, 4)], None, 1e-9, "data.cache")
         assert cache is None
         assert folder.resolve() == scenes.train.resolve()

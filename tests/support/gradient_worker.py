@@ -17,8 +17,9 @@ from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import Order
 from pipeline.distributed.process_group import join_processes
 from pipeline.model.captioner import Captioner
+from pipeline.objectives.cross_entropy import CrossEntropy
 from pipeline.runtime.world import read_world
-from pipeline.training.step import train_step
+from pipeline.training.step import TrainStep
 
 shards, out, steps = ShardFolder(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
 torch.manual_seed(0)
@@ -30,21 +31,22 @@ model = Captioner(
     ),
     shards.tokenizer.get_vocab_size(),
 ).double()
-model.train()
 accelerator = join_processes(read_world())
 sizes = tuple(shard.num_samples for shard in shards.manifest.shards)
 order = Order(sizes, shards.manifest.digest, 0, 4)
 sampler = MicroBatchSampler(
-    order, 9, 1000, 0, 1, accelerator.process_index, accelerator.num_processes, steps
+    order, 9, 9, 0, accelerator.process_index, accelerator.num_processes, steps
 )
 # Six captions wanted and five there: weights of zero take part. Nine images do not divide by four.
 dataset = TrainDataset(shards, DataConfig(image_size=32, captions_per_image=6), seed=0)
 batches = [dataset[slots] for slots in sampler]
 # Plain descent at rate 1: afterwards the weights have moved by minus the gradient.
 before = {name: p.detach().clone() for name, p in model.named_parameters()}
-wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
-result = train_step(accelerator, wrapped, optimizer, batches, learning_rate=1.0, clip=0.0)
-assert not wrapped.training or not model.encoder.backbone.bn1.training
+objective = CrossEntropy(model).train()
+wrapped, optimizer = accelerator.prepare(objective, torch.optim.SGD(model.parameters(), lr=1.0))
+result = TrainStep(accelerator, wrapped, optimizer, clip=0.0).take(batches, learning_rate=1.0)
+assert wrapped.training
+assert not model.encoder.backbone.bn1.training
 if accelerator.is_main_process:
     gradients = {name: before[name] - p.detach() for name, p in model.named_parameters()}
     save_file({**gradients, "loss": torch.tensor([result.loss], dtype=torch.float64)}, out)

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from pipeline.data.batch import Batch
 from pipeline.distributed.process_group import join_processes
+from pipeline.objectives.objective import Loss, Objective, Prepared
 from pipeline.runtime.world import read_world
-from pipeline.training.step import NonFiniteError, train_step
+from pipeline.training.step import NonFiniteError, TrainStep
 
 
 def gradients(scenes: Scenes, out: Path, processes: int, steps: int) -> dict[str, torch.Tensor]:
@@ -39,26 +40,47 @@ def test_gradients_equal_those_of_one_process(scenes: Scenes, tmp_path: Path) ->
         torch.testing.assert_close(four[name], one[name], rtol=0, atol=1e-10)
 
 
-class Linear(torch.nn.Module):
-    """The least model that `train_step` can train."""
+class Mean(Objective):
+    """The least objective that a step can minimise: the mean token times a weight."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(7))
+    def __init__(self, weight: float) -> None:
+        super().__init__(captioner=torch.nn.Linear(1, 1, bias=False))
+        torch.nn.init.constant_(self.captioner.weight, weight)
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return self.weight.expand(*tokens.flatten(0, 1).shape, 7) * images.double().mean()
+    def prepare(self, batch: Batch) -> Prepared:
+        return Prepared(batch.tokens.numel(), batch.tokens)
+
+    def forward(self, tokens: torch.Tensor) -> Loss:
+        tokens_sum = tokens.sum()
+        return Loss(self.captioner.weight.sum() * tokens_sum, {"token": tokens_sum})
+
+
+def batch_of(*tokens: int) -> Batch:
+    images = torch.ones(1, 2, 2, 3, dtype=torch.uint8)
+    return Batch(images, torch.tensor([[tokens]]), torch.ones(1, 1), [90210], [])
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move() -> None:
     accelerator = join_processes(read_world())
-    model = Linear()
-    with torch.no_grad():
-        model.weight[0] = torch.nan
-    wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
-    tokens = torch.tensor([[[1, 4, 5, 2]]])
-    batch = Batch(torch.ones(1, 2, 2, 3, dtype=torch.uint8), tokens, torch.ones(1, 1), [90210], [])
-    before = model.weight.detach().clone()
+    objective = Mean(torch.nan)
+    spare = torch.nn.Parameter(torch.ones(3))
+    objective.register_parameter("spare", spare)
+    sgd = torch.optim.SGD(objective.parameters(), lr=1.0, weight_decay=0.5)
+    wrapped, optimizer = accelerator.prepare(objective, sgd)
+    spare.grad = torch.ones(3)
     with pytest.raises(NonFiniteError, match="90210"):
-        train_step(accelerator, wrapped, optimizer, [batch], 1.0, 0.0)
-    assert torch.equal(model.weight[1:], before[1:])
+        TrainStep(accelerator, wrapped, optimizer, clip=0.0).take([batch_of(1, 4, 5, 2)], 1.0)
+    assert torch.equal(spare, torch.ones(3))
+
+
+def test_loss_and_logged_values_are_means_over_all_micro_batches() -> None:
+    accelerator = join_processes(read_world())
+    objective = Mean(2.0)
+    sgd = torch.optim.SGD(objective.parameters(), lr=0.0)
+    wrapped, optimizer = accelerator.prepare(objective, sgd)
+    step = TrainStep(accelerator, wrapped, optimizer, clip=0.0)
+    result = step.take([batch_of(1, 4, 6), batch_of(9)], learning_rate=0.1)
+    assert result.logged == {"token": 5.0}
+    assert (result.loss, result.num_tokens, result.num_images) == (10.0, 4, 2)
+    assert result.grad_norm == 5.0
+    assert objective.captioner.weight.item() == pytest.approx(1.5)

@@ -1,1 +1,19 @@
-"""Vectors to captions."""
+"""Encoded images to captions: the kinds of decoders, by their names in the configuration."""
+
+from typing import Any
+
+from pipeline.config.model import DecoderConfig
+from pipeline.model.decoders.recurrent import RecurrentDecoder
+
+# Each class is made from (config, dim, vocab_size), and is a `Decoder` of pipeline.model.protocols.
+DECODERS = {"lstm": RecurrentDecoder, "gru": RecurrentDecoder}
+
+
+def make_decoder(config: DecoderConfig, dim: int, vocab_size: int) -> Any:
+    """The decoder of `config.kind`, with random weights.
+
+    Args:
+        dim: D, width of the encoder's vectors.
+        vocab_size: V.
+    """
+    return DECODERS[config.kind](config, dim, vocab_size)

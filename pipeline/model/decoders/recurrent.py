@@ -1,6 +1,7 @@
-"""Image vector -> caption: one recurrent layer that sees the picture first, then the words.
+"""Show and Tell: one recurrent layer that sees the image vector first, then the tokens.
 
-N captions, D model width, H hidden width, L tokens, V vocabulary
+B images, K captions an image, N = B*K captions, D model width, H width of the states, L tokens,
+V vocabulary
 """
 
 from typing import Any
@@ -10,63 +11,71 @@ from torch import nn
 from torch.nn.functional import pad
 
 from pipeline.config.model import DecoderConfig
+from pipeline.model.protocols import Encoded
 from shards.tokenizer import PAD
 
 # Tallec and Ollivier, Can recurrent neural networks warp time?, arXiv:1804.11188, section 2.2.
 KEEP_BIAS = 3.0
 
-LENGTH_GROUPS = 4  # of a micro-batch's captions, on a CPU
+LENGTH_GROUPS = 4  # that the captions of a micro-batch are divided into on a CPU
 
 LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class RecurrentDecoder(nn.Module):
-    """Word embedding, one LSTM or GRU layer, a linear layer to the vocabulary.
+    """Token embedding, one LSTM or GRU layer, a linear layer to the vocabulary.
 
+    The image enters as the input of t=0, so the states hold all that belongs to it.
     Source: Vinyals et al., Show and Tell, arXiv:1411.4555, eq. 10 to 12.
     """
 
     def __init__(self, config: DecoderConfig, dim: int, vocab_size: int) -> None:
+        """
+        Args:
+            dim: D.
+            vocab_size: V.
+        """
         super().__init__()
         self.embed = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.rnn = LAYERS[config.kind](dim, config.hidden_dim, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
         self.to_words = nn.Linear(config.hidden_dim, vocab_size)
-        # The picture is seen once, at t=0. Gates that begin half open have forgotten it after a few
-        # words; open this wide they keep it for about e**KEEP_BIAS. The second of an LSTM's four
-        # gates and of a GRU's three is the one that keeps.
+        # The image is seen once, at t=0. With gates that are half open at initialisation its trace
+        # is gone after a few tokens; with this bias it lasts for about e**KEEP_BIAS tokens. The
+        # gate that keeps the state is the second of an LSTM's four and of a GRU's three.
         keep_gate = slice(config.hidden_dim, 2 * config.hidden_dim)
         nn.init.constant_(self.rnn.bias_hh_l0[keep_gate], KEEP_BIAS)
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Teacher forcing: the picture at t=0, the right words from t=1.
+    def forward(self, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
+        """The states of all positions, after dropout.
 
         Args:
-            images: (N, D) float, one vector a caption.
-            tokens: (N, L) int64, BOS first, right-padded. Padding comes after all that counts, so
-                it changes nothing that counts.
+            encoded: B images; the recurrent layer reads `pooled`.
+            tokens: (B, K, L) int64, BOS first, right-padded.
         Returns:
-            (N, L, V) float: at position l the scores of the word that follows tokens[:, l].
+            (N, L, H) float. On a CPU, states of padding may be 0.
         """
+        images = encoded.pooled.repeat_interleave(tokens.shape[1], dim=0)
+        tokens = tokens.flatten(0, 1)
         inputs = torch.cat([images[:, None], self.dropout(self.embed(tokens))], dim=1)
-        if tokens.is_cuda:  # lengths would have to come from the device, and cuDNN hides padding
+        if tokens.is_cuda:  # reading the lengths would wait for the device
             states, _ = self.rnn(inputs)
         else:
             states = self._states_in_groups(inputs, 1 + (tokens != PAD).sum(dim=1))
-        logits: torch.Tensor = self.to_words(self.dropout(states[:, 1:]))
-        return logits
+        dropped: torch.Tensor = self.dropout(states[:, 1:])
+        return dropped
 
     def _states_in_groups(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """The states of right-padded sequences, each computed little beyond its own end.
+        """The states of right-padded sequences, computed in groups of similar length.
 
-        One long caption would have all others computed to its length. In groups of like length a
-        CPU needs half the time, less than a packed sequence does (docs/log.md).
+        In one group, all captions would be computed to the length of the longest. Groups halve the
+        time on a CPU, and are faster than a packed sequence (docs/log.md).
 
         Args:
             inputs: (N, L, D) float.
             lengths: (N,) int64, without the padding.
         Returns:
-            (N, L, H) float; 0 beyond the longest of a group.
+            (N, L, H) float; 0 beyond the longest caption of a group.
         """
         order = lengths.argsort()
         states = []
@@ -76,19 +85,18 @@ class RecurrentDecoder(nn.Module):
             states.append(pad(group, (0, 0, 0, inputs.shape[1] - longest)))
         return torch.cat(states)[order.argsort()]
 
-    def start(self, images: torch.Tensor) -> Any:
-        """The state after the picture. images: (N, D) float."""
-        _, state = self.rnn(images[:, None])
+    def start(self, encoded: Encoded) -> Any:
+        """The recurrent layer's state after the image: (1, N, H), an LSTM's as a pair."""
+        _, state = self.rnn(encoded.pooled[:, None])
         return state
 
     def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """One word on.
-
-        Args:
-            tokens: (N,) int64, the word just said; BOS at the beginning.
-            state: of `start` or of the step before.
-        Returns:
-            (N, V) float scores of the next word, and the new state.
-        """
+        """Go on by one token: (N,) int64 and a state -> (N, H) float and the new state."""
         output, state = self.rnn(self.embed(tokens)[:, None], state)
-        return self.to_words(output[:, 0]), state
+        return output[:, 0], state
+
+    def reorder(self, state: Any, index: torch.Tensor) -> Any:
+        """The state of the rows `index`, (N',) int64."""
+        if isinstance(state, tuple):
+            return tuple(part[:, index] for part in state)
+        return state[:, index]

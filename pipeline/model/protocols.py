@@ -1,0 +1,69 @@
+"""What the rest of the program relies on in any encoder and any decoder.
+
+B images, K captions an image, N = B*K captions, P grid positions, S image side in pixels,
+D model width, H width of a decoder's states, L tokens, V vocabulary
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+
+class Encoded(NamedTuple):
+    """A batch of images as an encoder gives it. Nothing in it is copied for an image's captions."""
+
+    pooled: torch.Tensor  # (B, D) float: each image as one vector
+    grid: torch.Tensor | None = None  # (B, P, D) float: each image by position; not all have it
+
+
+class Encoder(Protocol):
+    """Images to vectors."""
+
+    def __call__(self, images: torch.Tensor) -> Encoded:
+        """images: (B, S, S, 3) uint8."""
+
+
+class Decoder(Protocol):
+    """Encoded images and the tokens so far to the scores of the next token.
+
+    The rows of the N captions are grouped by image: row n belongs to image n // K. What is computed
+    from the image alone, such as the keys of an attention, is kept once for each image in the state
+    and shared by its K rows.
+    """
+
+    to_words: nn.Linear  # states (..., H) to scores (..., V); its input needs no further dropout
+
+    def __call__(self, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
+        """Teacher forcing: the states of all positions at once.
+
+        Args:
+            encoded: B images.
+            tokens: (B, K, L) int64, BOS first, right-padded. Padding changes no state before it.
+        Returns:
+            (N, L, H) float: `to_words` of position l scores the token that follows tokens[..., l].
+        """
+
+    def start(self, encoded: Encoded) -> Any:
+        """The state before the first token: one caption an image, N = B."""
+
+    def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """Go on by one token.
+
+        Args:
+            tokens: (N,) int64, the tokens chosen last; BOS at the beginning.
+            state: from `start`, `reorder` or the step before, for N captions.
+        Returns:
+            (N, H) float, for `to_words`, and the new state.
+        """
+
+    def reorder(self, state: Any, index: torch.Tensor) -> Any:
+        """The state of chosen captions, for beams and for several samples of an image.
+
+        Args:
+            state: for N captions.
+            index: (N',) int64, the row that each new row goes on from. Each image keeps its place
+                and gets equally many rows, N' / B; a row goes on from a row of its own image.
+        Returns:
+            A state for N' captions.
+        """
