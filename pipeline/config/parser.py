@@ -126,7 +126,7 @@ def _check_keys(settings: list[Setting], types: dict[str, Any]) -> None:
         renamed = ", ".join(f"{key} is now {REPLACED[key]}" for key, _, _ in replaced)
         raise ValueError(
             f"{replaced[0].source}the file was written by or for an earlier version of Capstream: "
-            f"{renamed}; rewrite these settings, but read a checkpoint with the version that made it"
+            f"{renamed}; rewrite these settings, or use that version to read a checkpoint"
         )
     if unknown:
         nearest = nearest_names(unknown[0].key, list(types))
