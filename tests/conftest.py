@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -108,6 +109,7 @@ TINY = (
     "--model.encoder.name", "shufflenet_v2_x0_5", "--model.encoder.hidden_dim", 16,
     "--model.decoder.hidden_dim", 16, "--data.workers", 0, "--train.eval_every_epochs", 0,
     "--data.global_batch_size", 10, "--optim.warmup_epochs", 0,
+    "--train.checkpoint_every_epochs", 0,
 )  # fmt: skip
 
 
@@ -120,7 +122,7 @@ def tiny_settings(*settings: object) -> list[str]:
 
 def epochs(steps: int) -> float:
     """So many steps of `TINY`, of 10 images each, in epochs of the 63 drawn training images."""
-    return round(steps * 10 / 63, 4)
+    return math.floor(1e4 * steps * 10 / 63) / 1e4  # just before the step's end: it rounds to it
 
 
 def train_command(processes: int, *settings: object) -> list[str]:

@@ -104,7 +104,7 @@ def _typed_parser() -> ArgumentParser:
 class _Options(CommandParser):
     """Takes the command line apart into keys and texts; the types are checked later."""
 
-    def __init__(self, keys: "dict[str, Any]", typed: ArgumentParser) -> None:
+    def __init__(self, keys: dict[str, Any], typed: ArgumentParser) -> None:
         super().__init__(prog="train.py")
         self._typed = typed
         self.add_argument("--config", action="append", default=[])
@@ -126,7 +126,7 @@ def _check_keys(settings: list[Setting], types: dict[str, Any]) -> None:
         renamed = ", ".join(f"{key} is now {REPLACED[key]}" for key, _, _ in replaced)
         raise ValueError(
             f"{replaced[0].source}the file was written by or for an earlier version of Capstream: "
-            f"{renamed}"
+            f"{renamed}; rewrite these settings, or use that version to read a checkpoint"
         )
     if unknown:
         nearest = nearest_names(unknown[0].key, list(types))

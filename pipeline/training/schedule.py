@@ -37,11 +37,27 @@ class Schedule:
 
     def evaluation_due(self, step: int) -> bool:
         """Whether the validation set is scored after so many steps."""
-        return step >= self.num_steps or _interval_ends(step, self.eval_interval)
+        return self._due(step, self.eval_interval)
 
     def commit_due(self, step: int) -> bool:
         """Whether a checkpoint is committed after so many steps."""
-        return step >= self.num_steps or _interval_ends(step, self.commit_interval)
+        return self._due(step, self.commit_interval)
+
+    def _due(self, step: int, interval: float) -> bool:
+        """Whether the run or an interval ends with this step.
+
+        Intervals need not be whole numbers of steps. Each end is rounded to its nearest step, so
+        that the rounding does not add up. An end within the last step of the run is left to the end
+        of the run, or 3 epochs of 308.04 steps would evaluate after steps 924 and 925.
+        """
+        if step >= self.num_steps:
+            return True
+        if interval == 0 or step == 0:
+            return False
+        interval = max(interval, 1.0)
+        num_ends = math.floor((step + 0.5) / interval)
+        ends = num_ends > math.floor((step - 0.5) / interval)
+        return ends and num_ends * interval <= self.num_steps - 1
 
 
 def make_schedule(
@@ -82,18 +98,3 @@ def scaled_learning_rate(optim: OptimConfig, batch_size: int) -> float:
     ratio = batch_size / optim.lr_batch_size
     factors = {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}
     return optim.lr * factors[optim.lr_scaling]
-
-
-def _interval_ends(step: int, interval: float) -> bool:
-    """Whether this step is the nearest one to the end of an interval.
-
-    The ends lie at multiples of the interval, which need not be whole: rounding each end, instead
-    of the interval, keeps the number of ends right however long the run is.
-    """
-    if interval == 0 or step == 0:
-        return False
-    return _num_ends(step, interval) > _num_ends(step - 1, interval)
-
-
-def _num_ends(step: int, interval: float) -> int:
-    return math.floor((step + 0.5) / max(interval, 1.0))

@@ -247,6 +247,14 @@ def test_a_missing_folder_is_one_line(tmp_path: Path, processes: int) -> None:
     one_line(done, "nowhere", "no such folder")
 
 
+def test_a_warm_up_too_long_for_the_run_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
+    settings = ("--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 6)
+    one_line(train(1, *settings, "--optim.warmup_epochs", 0.5), "optim.warmup_epochs", "3 steps",
+             "more than a third", "0.317 or less")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+    assert train(1, *settings, "--optim.warmup_epochs", 0.317).returncode == 0
+
+
 def test_an_empty_split_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(scenes.data, data)
