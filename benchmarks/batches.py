@@ -20,7 +20,7 @@ WARM_UP_BATCHES = 24  # more than lie ready when a loader has filled its queues
 
 
 def decode_and_crop(jpeg: bytes, out: np.ndarray) -> None:
-    """Decode a picture and write a random crop of it, resized, into `out`: the bare work.
+    """Decode an image and write a random crop of it, resized, into `out`: the bare work.
 
     Draws come from the process's own `random`, which torch seeds in each of its workers.
     """

@@ -1,12 +1,12 @@
-"""How fast pictures are packed: short side 256, quality 90, by two processes; and untouched.
+"""How fast images are packed: short side 256, quality 90, by two processes; and untouched.
 
     python benchmarks/build.py [--img2dataset PYTHON]
 
 Side by side: the command `python -m shards build`; the bare work of as many processes, decoding,
 shrinking and encoding JPEG bytes that lie in memory; webdataset's ShardWriter with Pillow as
-documented, a range of pictures a process; img2dataset, reading the same files by their URLs, where
+documented, a range of images a process; img2dataset, reading the same files by their URLs, where
 a Python is named that has it. Then packing untouched bytes beside copying the files. Starting and
-ending does not count, but the command's has a column of its own: the time it takes for one picture
+ending does not count, but the command's has a column of its own: the time it takes for one image
 a process.
 
 At the end: what the resizing does to the pixels, and the memory of a packing process.
@@ -36,9 +36,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.pictures import (
+from benchmarks.images import (
     ROOT,
-    add_picture_options,
+    add_image_options,
     build_command,
     repeated,
     run_quietly,
@@ -60,12 +60,12 @@ QUALITY = 90
 SAMPLES_PER_SHARD = 1000  # the command's default
 SAMPLE_MEMORY_S = 0.2
 
-Work = Callable[[range], None]  # takes numbers of pictures
+Work = Callable[[range], None]  # takes numbers of images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_picture_options(parser, samples=4000)
+    add_image_options(parser, samples=4000)
     parser.add_argument("--workers", type=int, default=2, help="processes of each variant")
     parser.add_argument("--img2dataset", metavar="PYTHON", help="a Python that has img2dataset")
     add_common_options(parser)
@@ -75,7 +75,7 @@ def main() -> None:
     num_samples, workers = arguments.samples, arguments.workers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images, data, facts["pictures"] = source(arguments, folder / "drawn")
+        images, data, facts["images"] = source(arguments, folder / "drawn")
         write_source(repeated(data, num_samples), folder / "all")
         write_source(repeated(data, workers), folder / "few")
         out = folder / "out"
@@ -98,7 +98,7 @@ def main() -> None:
         variants: dict[str, Callable[[], Result]] = {
             "capstream": lambda: _command(pack_all, pack_few, num_samples, out),
             "bare work": lambda: (_rate(bare_work, num_samples, workers), {}),
-            # The slow ones take their time over a quarter of the pictures.
+            # The slow ones take their time over a quarter of the images.
             "webdataset": lambda: (_rate(with_webdataset, num_samples // 4, workers), {}),
             "capstream, untouched": lambda: _command(keep_all, keep_few, num_samples, out),
             "copying the files": lambda: (_rate(copy, num_samples, workers), {}),
@@ -117,7 +117,7 @@ def main() -> None:
         rss, private = _peak_memory(pack_all, out)
         facts["PSNR to Lanczos, dB: ours, areas, areas of all pixels"] = _fidelity(jpegs)
     facts["workers"] = workers
-    facts["pictures packed"] = num_samples
+    facts["images packed"] = num_samples
     facts["peak MB of a packing process"] = f"{rss / 1e6:.0f} ({private / 1e6:.0f} private)"
     ratios = {
         "capstream / bare work": (ratio(measured, 0, 1), 0.95),
@@ -145,7 +145,7 @@ def _seconds(command: list[str], out: Path) -> float:
 
 def _rate(work: Work, num_images: int, workers: int) -> float:
     """Images/s of processes that do an equal share each, from the first start to the last end."""
-    context = multiprocessing.get_context("fork")  # shares the pictures' bytes
+    context = multiprocessing.get_context("fork")  # shares the images' bytes
     ready, done = context.Barrier(workers + 1), context.Barrier(workers + 1)
 
     def run(numbers: range) -> None:
@@ -191,10 +191,10 @@ def _write_shards(images: Path, records: dict[str, Any], out: Path, numbers: ran
     pattern = str(out / f"{numbers.start}-%06d.tar")
     with webdataset.ShardWriter(pattern, maxcount=SAMPLES_PER_SHARD, verbose=0) as writer:
         for number in numbers:
-            with Image.open(images / records["images"][number]["file_name"]) as picture:
-                width, height = picture.size
+            with Image.open(images / records["images"][number]["file_name"]) as image:
+                width, height = image.size
                 scale = min(1.0, SHORT_SIDE / min(height, width))
-                small = picture.convert("RGB").resize((round(width * scale), round(height * scale)))
+                small = image.convert("RGB").resize((round(width * scale), round(height * scale)))
             encoded = io.BytesIO()
             small.save(encoded, "JPEG", quality=QUALITY)
             meta = json.dumps({"image_id": number, "captions": captions[number]}).encode()
@@ -231,7 +231,7 @@ def _img2dataset(python: str, urls: Path, out: Path, workers: int) -> list[str]:
 
 
 def _fidelity(jpegs: list[bytes]) -> str:
-    """Mean PSNR in dB, against Lanczos from the full picture, of what our packing resizes to, of
+    """Mean PSNR in dB, against Lanczos from the full image, of what our packing resizes to, of
     areas after the same DCT scaling, and of areas of all pixels. JPEG encoding is left out."""
     totals = np.zeros(3)
     for jpeg in jpegs:

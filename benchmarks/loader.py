@@ -1,4 +1,4 @@
-"""How fast pictures are loaded: random 224-px crops out of 256-px shards, by two processes.
+"""How fast images are loaded: random 224-px crops out of 256-px shards, by two processes.
 
     python benchmarks/loader.py [--peers PYTHON]
 
@@ -26,8 +26,8 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.batches import BATCH_SIZE, MIN_CROP, SIZE, consume, decode_and_crop
+from benchmarks.images import add_image_options, make_shards, trainer_batches
 from benchmarks.peers import PEERS, Peers, add_peers_option, chosen_peers
-from benchmarks.pictures import add_picture_options, make_shards, trainer_batches
 from benchmarks.side_by_side import (
     Result,
     add_common_options,
@@ -43,7 +43,7 @@ from pipeline.data.worker_processes import start_worker_server
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_picture_options(parser, samples=1500)
+    add_image_options(parser, samples=1500)
     parser.add_argument("--workers", type=int, default=2, help="processes of each variant")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each repetition")
     add_peers_option(parser)
@@ -57,7 +57,7 @@ def main() -> None:
     seconds, workers = arguments.seconds, arguments.workers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shards, facts["pictures"] = make_shards(arguments, folder, 250, workers)
+        shards, facts["images"] = make_shards(arguments, folder, 250, workers)
         jpegs = _all_jpegs(shards)
         variants: dict[str, Callable[[], Result]] = {
             "capstream": lambda: consume(_capstream(shards, workers), workers, seconds),
@@ -130,7 +130,7 @@ def webdataset_batches(shards: Path, workers: int) -> Iterator[int]:
 
 
 def _bare_work(jpegs: list[bytes], workers: int, seconds: float) -> Result:
-    context = multiprocessing.get_context("fork")  # shares the pictures' bytes
+    context = multiprocessing.get_context("fork")  # shares the images' bytes
     rates = context.SimpleQueue()
     barrier = context.Barrier(workers)
     processes = [
@@ -148,7 +148,7 @@ def _bare_work(jpegs: list[bytes], workers: int, seconds: float) -> Result:
 def _decode_and_crop(
     jpegs: list[bytes], seed: int, seconds: float, barrier: Any, rates: Any
 ) -> None:
-    """Decode pictures into the same batch again and again; put images/s into `rates`."""
+    """Decode images into the same batch again and again; put images/s into `rates`."""
     random.seed(seed)
     batch = np.zeros((BATCH_SIZE, SIZE, SIZE, 3), dtype=np.uint8)
     barrier.wait()

@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _store(shards: Path, stored: Path, workers: int) -> dict[str, str]:
-    """Write the shards' pictures and captions, byte for byte, in both formats.
+    """Write the shards' images and captions, byte for byte, in both formats.
 
     Returns:
         The versions of what wrote them.
@@ -93,11 +93,11 @@ def _store(shards: Path, stored: Path, workers: int) -> dict[str, str]:
 
 
 def _samples(tar: str) -> Iterator[dict[str, bytes]]:
-    """Each picture, `jpg`, with the `json` of its captions and tokens."""
+    """Each image, `jpg`, with the `json` of its captions and tokens."""
     with tarfile.open(tar) as opened:
         members = iter(opened)
-        for picture, captions in zip(members, members, strict=True):
-            files = opened.extractfile(picture), opened.extractfile(captions)
+        for image, captions in zip(members, members, strict=True):
+            files = opened.extractfile(image), opened.extractfile(captions)
             assert files[0] is not None  # it is no folder
             assert files[1] is not None
             yield {"jpg": files[0].read(), "json": files[1].read()}
@@ -136,12 +136,12 @@ def _litdata(stored: Path, workers: int, transform: Transform, repeats: int) -> 
 def _mosaicml(stored: Path, workers: int, transform: Transform, repeats: int) -> Any:
     from streaming import Stream, StreamingDataLoader, StreamingDataset
 
-    class Pictures(StreamingDataset):
+    class Images(StreamingDataset):
         def __getitem__(self, at: int) -> Any:
             return transform(super().__getitem__(at))
 
     stream = Stream(local=str(stored / "mosaicml"), repeat=repeats)
-    dataset = Pictures(streams=[stream], shuffle=True, batch_size=BATCH_SIZE)
+    dataset = Images(streams=[stream], shuffle=True, batch_size=BATCH_SIZE)
     return StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
 
 
@@ -170,7 +170,7 @@ def _state_file(peer: str, stored: Path) -> Path:
 def _write_state(peer: str, stored: Path, workers: int, share: float) -> int:
     """Go through a share of an epoch and write the loader's state. Returns the batches seen.
 
-    Pictures are not decoded, which the state knows nothing of.
+    Images are not decoded, which the state knows nothing of.
     """
     loader = LOADERS[peer](stored, workers, _undecoded, 1)
     batches = iter(loader)

@@ -29,7 +29,7 @@ class Peers:
         self.folder = folder
 
     def store(self, shards: Path) -> dict[str, str]:
-        """Store the pictures of `shards`. Returns the versions of the peers and of their torch."""
+        """Store the images of `shards`. Returns the versions of the peers and of their torch."""
         self.folder.mkdir()
         return dict(self.run("store", "all", shards=shards))
 

@@ -42,11 +42,11 @@ def main() -> None:
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
+    from benchmarks.images import add_image_options, make_shards
     from benchmarks.peers import PEERS, add_peers_option, chosen_peers
-    from benchmarks.pictures import add_picture_options, make_shards
     from benchmarks.side_by_side import add_common_options, machine_facts
 
-    add_picture_options(parser, samples=6000)
+    add_image_options(parser, samples=6000)
     add_peers_option(parser)
     add_common_options(parser)
     arguments = parser.parse_args()
@@ -54,7 +54,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     variants = list(VARIANTS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shards, facts["pictures"] = make_shards(arguments, folder, 250, WORKERS)
+        shards, facts["images"] = make_shards(arguments, folder, 250, WORKERS)
         peers = chosen_peers(arguments.peers, folder / "peers")
         if peers:
             facts.update(peers.store(shards))
@@ -105,7 +105,7 @@ def _run(variant: str, share: float, shards: Path) -> float:
 def _first_batch(variant: str, shards: Path, share: float) -> float:
     """Make a loader with its workers and take one batch. Returns the seconds that took."""
     if variant == "capstream":
-        from benchmarks.pictures import trainer_batches
+        from benchmarks.images import trainer_batches
         from pipeline.config.data import DataConfig
         from pipeline.data.reader import ShardFolder
         from pipeline.data.worker_processes import start_worker_server

@@ -3,7 +3,7 @@
     python benchmarks/step.py
 
 Side by side: training by the trainer, with loader, checks, logging and all, as its own TensorBoard
- log has it; the same model and optimiser on pictures that lie on the device, a batch for
+ log has it; the same model and optimiser on images that lie on the device, a batch for
 all steps, with each step's own captions: forward, backward, clipping, AdamW. Of each repetition the
 median stretch of a few steps counts.
 
@@ -28,11 +28,9 @@ import torch
 from accelerate.utils import send_to_device
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.runtime.world import read_world
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.pictures import add_picture_options, make_shards, trainer_batches
+from benchmarks.images import add_image_options, make_shards, trainer_batches
 from benchmarks.side_by_side import (
     Result,
     add_common_options,
@@ -48,6 +46,7 @@ from pipeline.config.run import Config
 from pipeline.config.training import OptimConfig, TrainConfig
 from pipeline.objectives.cross_entropy import CrossEntropy
 from pipeline.objectives.objective import Prepared
+from pipeline.runtime.world import read_world
 from pipeline.training.inputs import prepare
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.trainer import fit
@@ -58,7 +57,7 @@ WARM_UP = 2 * LOG_EVERY
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_picture_options(parser, samples=1500)
+    add_image_options(parser, samples=1500)
     parser.add_argument("--steps", type=int, help="of each repetition; 30, on a GPU 200")
     add_common_options(parser)
     parser.set_defaults(repetitions=3)
@@ -69,9 +68,7 @@ def main() -> None:
     steps = max(arguments.steps or (200 if on_gpu else 30), WARM_UP + LOG_EVERY)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shards, facts["pictures"] = make_shards(
-            arguments, folder, 250, len(os.sched_getaffinity(0))
-        )
+        shards, facts["images"] = make_shards(arguments, folder, 250, len(os.sched_getaffinity(0)))
         config = _gpu_config(shards) if on_gpu else _cpu_config(shards)
         config = replace(config, train=replace(config.train, steps=steps))
         bare_model = _bare_model(config)

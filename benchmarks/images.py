@@ -1,4 +1,4 @@
-"""The pictures that the benchmarks work on, and shards of them."""
+"""The images that the benchmarks work on, and shards of them."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ ANNOTATIONS = "annotations.json"
 TOKENIZER = "tokenizer.json"
 
 
-def add_picture_options(parser: argparse.ArgumentParser, samples: int) -> None:
+def add_image_options(parser: argparse.ArgumentParser, samples: int) -> None:
     parser.add_argument("--images", type=Path, help="folder of images; coco-mini or drawn without")
     parser.add_argument("--annotations", type=Path, help="COCO caption file of --images")
     parser.add_argument(
@@ -51,7 +51,7 @@ def source(arguments: argparse.Namespace, folder: Path) -> tuple[Path, dict[str,
     shards_command("sample", "--out", folder, "--images", 300)
     files = [("", file) for file in sorted((folder / "annotations").glob("*.json"))[:1]]
     split = files[0][1].stem.removeprefix("captions_")
-    return folder / split, _merged(files), "drawn pictures"
+    return folder / split, _merged(files), "drawn images"
 
 
 def _merged(parts: Iterable[tuple[str, Path]]) -> dict[str, Any]:
