@@ -139,7 +139,7 @@ def _evaluate(
     import torch
 
     from pipeline.data.worker_processes import start_worker_server
-    from pipeline.distributed.fault_policy import Phase
+    from pipeline.distributed.phases import Phase
     from pipeline.distributed.process_group import join_processes
     from pipeline.distributed.watchdog import Watchdog
     from pipeline.evaluation.evaluator import evaluate

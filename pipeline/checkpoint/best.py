@@ -48,7 +48,9 @@ def load_scores(checkpoints: Path, last_step: int) -> Scores:
         found = json.loads(path.read_bytes())
         by_step = {int(step): dict(scores) for step, scores in found["scores"].items()}
         digest = str(found["data_digest"])
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        for scores in by_step.values():
+            float(scores[SELECTED_BY])
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{path}: damaged ({error!r}); delete the file to continue: the scores of earlier "
             "evaluations are then forgotten, the checkpoints are not"

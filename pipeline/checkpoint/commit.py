@@ -43,7 +43,7 @@ class RunRecord:
     """What all checkpoints of a run have in common.
 
     Args:
-        identity: what may not change when the run resumes.
+        identity: what must stay the same when the run resumes.
         config: the run's configuration as YAML.
         tokenizer: file that each checkpoint gets a copy of.
     """
@@ -156,13 +156,15 @@ def load_state(path: Path) -> tuple[TrainState, RunIdentity]:
         ValueError: the checkpoint was written by another version of Capstream.
     """
     about = json.loads((path / STATE).read_bytes())
-    if about.get("format") != FORMAT:
+    try:
+        if about.get("format", 1) != FORMAT:
+            raise ValueError(f"its format is {about.get('format', 1)}, this version reads {FORMAT}")
+        return TrainState(**about["state"]), RunIdentity.from_json(about["identity"])
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path.resolve()}: written by another version of Capstream (its checkpoint format is "
-            f"{about.get('format', 1)}, this version reads {FORMAT}); continue that run with the "
-            "version that began it, or name another run_dir"
-        )
-    return TrainState(**about["state"]), RunIdentity.from_json(about["identity"])
+            f"{path.resolve()}: written by another version of Capstream ({error}); continue that "
+            "run with the version that began it, or name another run_dir"
+        ) from None
 
 
 def _sync_and_digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""RunIdentity: what may not change between a checkpoint and its continuation.
+"""RunIdentity: what must stay the same when a run resumes.
 
 Written into each checkpoint and compared field by field when a run resumes: both happen here.
 """
@@ -79,6 +79,8 @@ class RunIdentity:
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
             if field.name == "model":
+                # A setting that one side lacks is newer than that side, which used its default.
+                ours, theirs = _DEFAULTS | ours, _DEFAULTS | theirs
                 for name in sorted({*ours, *theirs}):
                     if ours.get(name) != theirs.get(name):
                         yield name, ours.get(name), theirs.get(name)
@@ -100,3 +102,6 @@ def _model_settings(model: ModelConfig) -> dict[str, Setting]:
     # A checkpoint brings its weights, so it does not matter from which file they first came.
     given = settings["model.encoder.weights"] is not None
     return settings | {"model.encoder.weights": "given" if given else None}
+
+
+_DEFAULTS = _model_settings(ModelConfig())

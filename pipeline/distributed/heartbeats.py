@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 
-from pipeline.distributed.fault_policy import FIRST_LIMIT_S, UNHEARD, Phase, State
+from pipeline.distributed.phases import NO_MESSAGE, Phase, ProcessState
 from pipeline.distributed.process_group import launcher_store
+from pipeline.distributed.time_limits import FIRST_LIMIT_S
 from pipeline.runtime.world import World
 
 HEARTBEAT_S = 2.0
@@ -26,14 +27,14 @@ class Heartbeats:
         own_state: makes this process's state, given the number of the message.
     """
 
-    def __init__(self, world: World, own_state: Callable[[int], State]) -> None:
+    def __init__(self, world: World, own_state: Callable[[int], ProcessState]) -> None:
         self.rank = world.rank
         self.verdict = ""  # why the run ends, said by whichever process noticed first
         self.error = ""  # of the store, the latest
         self.exchanged = time.monotonic()  # when the store last answered
-        # A process that has not been heard of may still be starting, and must not be killed.
-        unheard = State(
-            UNHEARD, 0, Phase.DATA, 0.0, FIRST_LIMIT_S, os.getpid(), "a machine unheard of"
+        # A process that has sent no message may still be starting, and must not be killed.
+        unheard = ProcessState(
+            NO_MESSAGE, 0, Phase.DATA, 0.0, FIRST_LIMIT_S, os.getpid(), "an unknown machine"
         )
         self.states = [unheard] * world.world_size
         self.heard = [self.exchanged] * world.world_size  # when each state arrived
@@ -58,31 +59,34 @@ class Heartbeats:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop exchanging; nothing follows what is said after this."""
+        """Send no more heartbeats."""
         self._closed.set()
 
-    def say_last(self) -> None:
+    def send_last(self) -> None:
         """Send the last heartbeat of a process that ends well."""
         if self._store and self._thread:
-            self._thread.join(timeout=2 * HEARTBEAT_S)  # an older message must not come after it
+            self._thread.join(timeout=2 * HEARTBEAT_S)  # an older message must not follow it
             try:
                 self._store.set(self._key(self.rank), self._message(LAST_NUMBER))
             except RuntimeError as error:  # the launcher's store may be gone already
                 self.error = str(error)
 
     def refresh(self) -> None:
-        """Read the latest states now; a store that does not answer is given up."""
+        """Read the latest states now. Returns without them if the store does not answer."""
         self._ask(lambda: self._exchange(0))
 
-    def settle(self, verdict: str) -> None:
-        """Say why the run ends. The verdict that came first, which may be another's, counts."""
+    def propose_verdict(self, verdict: str) -> None:
+        """Tell the others why the run ends, unless another process already has.
 
-        def settle() -> None:
+        Afterwards `verdict` is the one that came first.
+        """
+
+        def propose() -> None:
             assert self._store is not None
             self.verdict = self._store.compare_set(self._verdict_key, "", verdict).decode()
 
         if self._store:
-            self._ask(settle)
+            self._ask(propose)
 
     # ------------------------------------------------------------------------------- the store
 
@@ -91,7 +95,7 @@ class Heartbeats:
             try:
                 self._exchange(number)
                 self.exchanged = time.monotonic()
-            except RuntimeError as error:  # the store's own kinds; its silence is judged elsewhere
+            except RuntimeError as error:  # the watchdog judges a store that stays silent
                 self.error = str(error).splitlines()[0]
             if self._closed.wait(HEARTBEAT_S):
                 return
@@ -105,19 +109,19 @@ class Heartbeats:
         found = store.multi_get(keys) if store.check(keys) else []  # none until all have begun
         for rank, message in enumerate(found):
             values = json.loads(message)
-            state = State(**{**values, "phase": Phase(values["phase"])})
+            state = ProcessState(**{**values, "phase": Phase(values["phase"])})
             if state != self.states[rank]:
                 self.states[rank], self.heard[rank] = state, time.monotonic()
         if store.check([self._verdict_key]):
             self.verdict = store.get(self._verdict_key).decode()
 
     def _ask(self, ask: Callable[[], None]) -> None:
-        """Ask the store, in a thread: one that is cut off may never answer."""
+        """Ask the store in a thread, since a store that is cut off may never answer."""
 
         def run() -> None:
             try:
                 ask()
-            except RuntimeError as error:  # the process ends all the same, and says what it knows
+            except RuntimeError as error:  # the process ends all the same
                 self.error = str(error)
 
         thread = threading.Thread(target=run, daemon=True)

@@ -9,6 +9,7 @@ the last checkpoint.
 
 import contextlib
 import faulthandler
+import math
 import multiprocessing
 import os
 import socket
@@ -22,23 +23,17 @@ from typing import Self
 
 import psutil
 
-from pipeline.distributed.fault_policy import (
-    DOING,
-    FIRST_LIMIT_S,
-    LOST_S,
-    Phase,
-    State,
-    find_fault,
-    round_of,
-    usual_limit,
-)
+from pipeline.distributed.fault_policy import find_fault
 from pipeline.distributed.heartbeats import HEARTBEAT_S, Heartbeats
+from pipeline.distributed.phases import DOING, Phase, ProcessState, round_of
+from pipeline.distributed.time_limits import FIRST_LIMIT_S, LOST_S, usual_limit
 from pipeline.runtime.errors import ExplainedError
+from pipeline.runtime.launcher_report import report_to_launcher
 from pipeline.runtime.world import World
 
 NUM_USUAL = 32  # durations that are kept of each phase
 # What is known of the others is one heartbeat old, so a fault must last before the run is ended.
-SURE_S = 3 * HEARTBEAT_S
+CONFIRM_S = 3 * HEARTBEAT_S
 COMMIT_GRACE_S = 15.0  # for a checkpoint under way, before the process is ended
 FAULT = 1  # exit code
 
@@ -46,15 +41,15 @@ FAULT = 1  # exit code
 class Watchdog:
     """Watches this process and, where there are several, the others; a context manager.
 
-    The main thread names what it does with `phase`. An exception that leaves the watchdog's `with`
-    block is told to the other processes, which end too.
+    The main thread names what it does with `phase`. If an exception leaves the watchdog's `with`
+    block, the other processes are told, and end too.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.rank = world.rank
-        # What the main thread does, replaced as a whole: round, phase, since when, limit.
-        self._beat = (0, Phase.DATA, time.monotonic(), FIRST_LIMIT_S)
+        # What the main thread does, replaced as a whole: steps done, phase, since when, limit.
+        self._current = (0, Phase.DATA, time.monotonic(), FIRST_LIMIT_S)
         self._lately_s = {p: deque[float](maxlen=NUM_USUAL) for p in (Phase.DATA, Phase.STEP)}
         self._closed = threading.Event()
         self._suspect: tuple[int, int, Phase] | None = None  # rank, round and phase
@@ -65,7 +60,8 @@ class Watchdog:
     def phase(self, phase: Phase, step: int, limit_s: float | None = None) -> Iterator[None]:
         """The main thread is in a phase inside the block.
 
-        It counts as being in it until the next phase begins, so that it is always in one.
+        It counts as being in it until the next phase begins, so that it is always in one. Waiting
+        for other processes has no limit, but what follows it has.
 
         Args:
             step: steps done so far.
@@ -74,19 +70,22 @@ class Watchdog:
         if limit_s is None:
             limit_s = usual_limit(phase, self._lately_s)
         start = time.monotonic()
-        self._beat = (round_of(phase, step), phase, start, limit_s)
+        self._current = (step, phase, start, limit_s)
         yield
+        end = time.monotonic()
         if phase in self._lately_s:
-            self._lately_s[phase].append(time.monotonic() - start)
+            self._lately_s[phase].append(end - start)
+        if limit_s == math.inf:
+            self._current = (step, phase, end, FIRST_LIMIT_S)
 
     def await_commit(self) -> None:
-        """An exception leaves the block once the checkpoint under way is complete.
+        """An exception is about to end the process, once the checkpoint under way is complete.
 
-        Counted to the round before, in which the checkpoint began, so that no other process is
-        blamed for waiting.
+        That checkpoint began in an earlier round, so no other process is blamed for waiting.
         """
-        step, *_ = self._beat
-        self._beat = (step - 1, Phase.COMMIT, time.monotonic(), usual_limit(Phase.COMMIT, {}))
+        step, *_ = self._current
+        limit_s = usual_limit(Phase.COMMIT, {})
+        self._current = (step, Phase.COMMIT, time.monotonic(), limit_s)
 
     def __enter__(self) -> Self:
         self._beats.start()
@@ -104,14 +103,16 @@ class Watchdog:
         if error is not None:
             self._end_with(error)
             return
-        self._beat = (0, Phase.DONE, time.monotonic(), float("inf"))
-        self._beats.say_last()
+        self._current = (0, Phase.DONE, time.monotonic(), math.inf)
+        self._beats.send_last()
 
     # ------------------------------------------------------------- an error in this process
 
     def _end_with(self, error: BaseException) -> None:
         """Tell the others why this process ends, without a trace where it would hide the cause."""
         said = f"rank {self.rank} ended with {type(error).__name__}: {_message_of(error)}"
+        if isinstance(error, ExplainedError):
+            report_to_launcher(said)
         # torch raises RuntimeError in a collective operation when another process is gone.
         from_afar = isinstance(error, RuntimeError) and not isinstance(error, ExplainedError)
         lost = self._find_lost() if from_afar and self._beats.connected else None
@@ -134,7 +135,7 @@ class Watchdog:
                 if rank != self.rank and state.phase != Phase.DONE and _is_gone(state.pid):
                     return (
                         f"rank {rank} (process {state.pid}) is gone, killed or ended without a "
-                        f"message; when last heard of it was {DOING[state.phase]} in step "
+                        f"message; in its last heartbeat it was {DOING[state.phase]} in step "
                         f"{state.step}"
                     )
             time.sleep(0.1)
@@ -142,7 +143,7 @@ class Watchdog:
 
     def _tell(self, verdict: str) -> None:
         """Print why this process ends, and tell the others; the verdict that came first counts."""
-        self._beats.settle(verdict)
+        self._beats.propose_verdict(verdict)
         first, said = self._beats.verdict, verdict
         if first and first != verdict:
             about_us = verdict.startswith(f"rank {self.rank} ")
@@ -154,10 +155,13 @@ class Watchdog:
 
     # ------------------------------------------------------------------------------ judging
 
-    def _own_state(self, number: int) -> State:
-        step, phase, since, limit_s = self._beat
+    def _own_state(self, number: int) -> ProcessState:
+        step, phase, since, limit_s = self._current
         age_s = time.monotonic() - since
-        return State(number, step, phase, age_s, limit_s, os.getpid(), socket.gethostname())
+        number_of_round = round_of(phase, step)
+        return ProcessState(
+            number, number_of_round, phase, age_s, limit_s, os.getpid(), socket.gethostname()
+        )
 
     def _judge_for_ever(self) -> None:
         beats = self._beats
@@ -191,12 +195,16 @@ class Watchdog:
         suspect = (fault[0], state.step, state.phase)
         if suspect != self._suspect:
             self._suspect, self._suspected = suspect, now
-        return now - self._suspected > SURE_S
+        return now - self._suspected > CONFIRM_S
 
     def _end_for(self, culprit: int, why: str) -> None:
         state = self._beats.states[culprit]
         self._tell(f"rank {culprit} (process {state.pid} on {state.host}) {why}")
-        if self._beat[:2] == (state.step, state.phase):  # this process may be the one that hangs
+        own = self._own_state(0)
+        if (own.step, own.phase) == (
+            state.step,
+            state.phase,
+        ):  # this process may be the one that hangs
             faulthandler.dump_traceback()
         if culprit != self.rank and state.host == socket.gethostname():
             time.sleep(HEARTBEAT_S)  # it may still be able to print where it hangs
@@ -242,5 +250,5 @@ def _kill_sibling(pid: int, launcher_pid: int) -> None:
         process = psutil.Process(pid)
         if process.ppid() == launcher_pid:
             process.kill()
-    except psutil.Error:  # it ended just now, or may not be ended
+    except psutil.Error:  # it has just ended, or this user has no right to end it
         return

@@ -1,5 +1,6 @@
 """Evaluation: all ranks together caption a data set, each rank its share of the images."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,10 +8,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from tqdm import tqdm
 
-from pipeline.data.batch import ImageId, check_bad
+from pipeline.data.batch import EvalBatch, ImageId, check_bad
 from pipeline.data.dataset import EvalDataset
 from pipeline.data.loader import eval_loader
-from pipeline.distributed.fault_policy import FETCH_LIMIT_S, Phase
+from pipeline.distributed.phases import Phase
+from pipeline.distributed.time_limits import FETCH_LIMIT_S
 from pipeline.distributed.watchdog import Watchdog
 from pipeline.generation.trained import generate
 from pipeline.model.captioner import Captioner
@@ -81,23 +83,41 @@ def evaluate(
     """
     was_training = captioner.training
     captioner.eval()
-    if accelerator.num_processes > 1:
-        for buffer in captioner.buffers():  # each rank has BatchNorm statistics; use rank 0's
-            broadcast(buffer)
-    rows, bad, shown = _caption_share(accelerator, world, captioner, task, watchdog, step)
+    shards = task.dataset.shards
+    limit_s = FETCH_LIMIT_S if shards.cache else None
+    with watchdog.phase(Phase.EVALUATE, step, limit_s):
+        if world.world_size > 1:
+            for buffer in captioner.buffers():  # each rank has BatchNorm statistics; use rank 0's
+                broadcast(buffer)
+        pin_memory = accelerator.device.type == "cuda"
+        loader = eval_loader(
+            task.dataset, task.batch_size, world, task.workers, pin_memory=pin_memory
+        )
+        batches = iter(loader)  # starts the loader workers
+
+    def in_phase() -> Iterator[EvalBatch]:
+        """The batches; each is loaded and captioned within the time limit of the phase."""
+        while True:
+            with watchdog.phase(Phase.EVALUATE, step, limit_s):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+
+    rows, bad, shown = _caption_share(accelerator, world, captioner, task, in_phase())
     captioner.train(was_training)
-    if accelerator.num_processes > 1:
+    if world.world_size > 1:
         with watchdog.phase(Phase.GATHER, step):
             rows, bad = gather_object(rows), gather_object(bad)
-    num_images = len(task.dataset.shards)
+    num_images = len(shards)
     check_bad(len(bad), task.max_bad, num_images, bad)
     by_id = {image_id: (caption, references) for image_id, caption, references in rows}
     if len(by_id) + len(bad) != num_images or len(rows) != len(by_id):
         raise RuntimeError(
             f"the ranks gathered {len(rows):,} captions of {len(by_id):,} images, but "
-            f"{task.dataset.shards.location} has {num_images:,} images ({len(bad):,} of them bad)"
+            f"{shards.location} has {num_images:,} images ({len(bad):,} of them bad)"
         )
-    if not accelerator.is_main_process:
+    if not world.is_main:
         return Evaluation({}, {}, [], [])
     ids = sorted(by_id, key=str)  # always in one order, so that sums of scores round alike
     return Evaluation({i: by_id[i][0] for i in ids}, {i: by_id[i][1] for i in ids}, shown, bad)
@@ -108,44 +128,30 @@ def _caption_share(
     world: World,
     captioner: Captioner,
     task: EvaluationTask,
-    watchdog: Watchdog,
-    step: int,
+    batches: Iterable[EvalBatch],
 ) -> tuple[list[Row], list[str], list[Captioned]]:
     """Caption this rank's share. Returns its rows, its bad samples and the images to show."""
     shards = task.dataset.shards
-    loader = eval_loader(
-        task.dataset,
-        task.batch_size,
-        world,
-        task.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
     rows: list[Row] = []
     bad: list[str] = []
     shown: list[Captioned] = []
-    limit_s = FETCH_LIMIT_S if shards.cache else None
     progress = tqdm(
         total=len(shards),
         desc="captioning",
         unit=" images",
         leave=False,
-        disable=not accelerator.is_main_process,
+        disable=not world.is_main,
     )
-    batches = iter(loader)
-    while True:
-        with watchdog.phase(Phase.EVALUATE, step, limit_s):
-            batch = next(batches, None)
-            if batch is None:
-                break
-            with accelerator.autocast():
-                images = batch.images.to(accelerator.device, non_blocking=True)
-                captions = generate(captioner, images, shards.tokenizer, task.max_tokens)
+    for batch in batches:
+        with accelerator.autocast():
+            images = batch.images.to(accelerator.device, non_blocking=True)
+            captions = generate(captioner, images, shards.tokenizer, task.max_tokens)
         rows += zip(batch.ids, captions, batch.references, strict=True)
         bad += batch.bad
         for number in range(min(task.num_shown - len(shown), len(captions))):
             pixels = batch.images[number].numpy()
             shown.append(Captioned(pixels, captions[number], batch.references[number][0]))
-        done = len(captions) * accelerator.num_processes  # the other ranks are about as far
+        done = len(captions) * world.world_size  # the other ranks are about as far
         progress.update(min(done, len(shards) - progress.n))
     progress.close()
     return rows, bad, shown

@@ -1,7 +1,5 @@
 """The start of a run: the state of its checkpoint, its folder, its first line."""
 
-from collections.abc import Iterator
-
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
@@ -47,16 +45,17 @@ def restore(
 def _check_ranks_agree(run: Run, state: TrainState) -> None:
     if run.world.world_size == 1:
         return
-    seen = gather_object([(state.step, run.identity.data_digest)])
+    evaluated = tuple(sorted(run.scores.by_step))
+    seen = gather_object([(state.step, run.num_steps, run.identity.data_digest, evaluated)])
     if len(set(seen)) > 1:
         raise RuntimeError(
-            "the processes do not see the same run: (step, data digest) by rank is "
-            f"{seen}; {run.config.run_dir} and {run.train_shards.location} must be the same "
-            "everywhere, on shared storage"
+            "the processes do not see the same run: (step, steps in all, data digest, evaluated "
+            f"steps) by rank is {seen}; {run.config.run_dir} and {run.train_shards.location} must "
+            "be the same everywhere, on shared storage"
         )
 
 
-def tidy_checkpoints(run: Run) -> Iterator[str]:
+def tidy_checkpoints(run: Run) -> list[str]:
     """Remove what damage and killed processes left, once all ranks have chosen their checkpoint.
 
     For the main process alone.
@@ -64,9 +63,12 @@ def tidy_checkpoints(run: Run) -> Iterator[str]:
     Returns:
         A line for each damaged checkpoint.
     """
-    for path, fault in run.resume.damaged.items():
-        yield f"{fault}; not used, and renamed to {set_aside(path).name}"
+    lines = [
+        f"{fault}; not used, and renamed to {set_aside(path).name}"
+        for path, fault in run.resume.damaged.items()
+    ]
     prune(run.checkpoints, run.config.train.keep)
+    return lines
 
 
 def first_line(accelerator: Accelerator, run: Run, state: TrainState) -> str:

@@ -20,8 +20,9 @@ from pipeline.data.loader import train_loader
 from pipeline.data.partition import MicroBatchSampler
 from pipeline.data.sample_order import Order, keyed_bytes
 from pipeline.data.worker_processes import start_worker_server
-from pipeline.distributed.fault_policy import FETCH_LIMIT_S, Phase
+from pipeline.distributed.phases import Phase
 from pipeline.distributed.process_group import join_processes
+from pipeline.distributed.time_limits import FETCH_LIMIT_S, FIRST_LIMIT_S
 from pipeline.distributed.watchdog import Watchdog
 from pipeline.observability.monitor import Monitor, StepResult
 from pipeline.observability.sample_log import SampleLog
@@ -107,7 +108,8 @@ class Trainer:
             The state reached, which is committed.
         """
         self.validator.catch_up(state)
-        batches = self._micro_batches(state.step)
+        with self.watchdog.phase(Phase.DATA, state.step, FIRST_LIMIT_S):
+            batches = self._micro_batches(state.step)
         self.monitor.restart_clock()
         while state.step < self.run.num_steps:
             micro_batches, wait_s = self._next_batches(batches, state)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from pipeline.checkpoint.best import Scores, mark_best, save_scores
 from pipeline.checkpoint.state import TrainState
 from pipeline.data.dataset import EvalDataset
-from pipeline.distributed.fault_policy import Phase
+from pipeline.distributed.phases import Phase
 from pipeline.distributed.watchdog import Watchdog
 from pipeline.evaluation.evaluator import Evaluation, EvaluationTask, evaluate
 from pipeline.metrics.scores import caption_scores
@@ -50,11 +50,13 @@ class Validator:
         """
 
         def leave() -> None:
-            self.monitor.say(
-                f"asked to stop: step {state.step:,} is committed, and the same command continues "
-                "with its evaluation"
-            )
-            os._exit(answer_stop(self.run.world))  # other processes may be waiting for this one
+            try:
+                self.monitor.say(
+                    f"asked to stop: step {state.step:,} is committed, and the same command "
+                    "continues with its evaluation"
+                )
+            finally:  # also where the signal came in the middle of a print, or nobody reads it
+                os._exit(answer_stop(self.run.world))  # other processes may wait for this one
 
         # No process may leave before the checkpoint is complete, nor be left scoring alone.
         is_main = self.run.world.is_main

@@ -1,4 +1,4 @@
-"""What may not change between a checkpoint and its continuation: written, read, compared."""
+"""What must stay the same when a run resumes: written, read, compared."""
 
 import json
 from dataclasses import fields, replace
@@ -43,6 +43,14 @@ def test_every_field_is_compared(field: str) -> None:
 def test_settings_that_are_added_or_gone_differ() -> None:
     one, other = make_identity(model={"model.dim": 8}), make_identity(model={"model.width": 8})
     assert [name for name, *_ in one.differences(other)] == ["model.dim", "model.width"]
+
+
+def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default() -> None:
+    then = make_identity(model={})
+    default = EncoderConfig().dropout
+    assert not list(then.differences(make_identity(model={"model.encoder.dropout": default})))
+    ((name, was, now),) = then.differences(make_identity(model={"model.encoder.dropout": 0.125}))
+    assert (name, was, now) == ("model.encoder.dropout", default, 0.125)
 
 
 def identity_of(config: Config) -> RunIdentity:

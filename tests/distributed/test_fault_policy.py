@@ -3,15 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.distributed.fault_policy import (
-    LOST_S,
-    UNHEARD,
-    Phase,
-    State,
-    find_fault,
-    round_of,
-    usual_limit,
-)
+from pipeline.distributed.fault_policy import find_fault
+from pipeline.distributed.phases import NO_MESSAGE, Phase, ProcessState, round_of
+from pipeline.distributed.time_limits import LOST_S, usual_limit
 
 
 @given(st.integers(0, 100))
@@ -27,8 +21,8 @@ def test_a_round_is_a_step_with_its_checkpoint_and_evaluation(step: int) -> None
     assert round_of(Phase.EVALUATE, 0) == 0  # an evaluation without a training
 
 
-def state(step: int, phase: Phase, age_s: float, limit_s: float = 30.0) -> State:
-    return State(1, step, phase, age_s, limit_s, 1, "here")
+def state(step: int, phase: Phase, age_s: float, limit_s: float = 30.0) -> ProcessState:
+    return ProcessState(1, step, phase, age_s, limit_s, 1, "here")
 
 
 def test_who_is_behind_is_at_fault_not_who_waits() -> None:
@@ -65,6 +59,6 @@ def test_the_silent_are_lost_unless_they_are_done() -> None:
     assert fault[0] == 0
     assert find_fault([fine, done], [0, LOST_S + 1]) is None
     assert find_fault([done, done], [99, 99]) is None
-    unheard = State(UNHEARD, 0, Phase.DATA, 0, 600, 1, "?")  # it may be starting yet
+    unheard = ProcessState(NO_MESSAGE, 0, Phase.DATA, 0, 600, 1, "?")  # it may be starting yet
     assert find_fault([fine, unheard], [0, 500]) is None
     assert find_fault([fine, unheard], [0, 601]) is not None
