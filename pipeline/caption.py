@@ -1,75 +1,111 @@
-"""Caption picture files.
+"""Caption image files.
 
-python -m pipeline.caption --checkpoint DIR IMAGE... [--json] [--sheet FILE.png]
+The images are files, folders (with their subfolders) and quoted patterns such as 'photos/**/*.jpg'.
+Captions are printed as they come, or go to the file of --out or to .txt files beside the images.
+With --out and --txt a command that was stopped continues when it is run again, and
+`accelerate launch -m pipeline.caption` captions on all processes.
+
+Exit code: 0; 1 if an image could not be read (each is named on stderr) or the captions could not be
+written; 2 for unusable input.
 """
 
 import argparse
-import json
+import os
+import signal
+import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from pipeline.data.transforms import resize_center
-from pipeline.generation.trained import Trained, generate, load_trained
-from pipeline.observability.contact_sheet import Captioned, draw_sheet
 from pipeline.runtime.errors import usage_errors
-from pipeline.runtime.world import read_world
-from shards.images import RejectedImageError, decode_any
+from pipeline.runtime.world import World, read_world
+from shards.arguments import CommandParser
 
-BATCH_SIZE = 32
+FORMATS = (".json", ".csv", ".jsonl")
 
 
-def read_picture(path: Path, size: int) -> np.ndarray:
-    """A picture file of any allowed format as the (S, S, 3) uint8 square that the encoder sees.
+def main() -> int:
+    """Command line. Returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends at once, without a stack trace
+    world = read_world()
+    arguments = _parser().parse_args()
+    with usage_errors("caption", world):
+        _check(arguments, world)
+        # Imported here, since it takes seconds: --help and a wrong option are answered before the
+        # image libraries are imported, and a wrong path before torch is.
+        from pipeline.evaluation.image_files import list_images
 
-    Raises:
-        ValueError: the file is missing or not a whole picture.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        images = list_images(arguments.images, arguments.from_list)
+
+        from pipeline.evaluation.caption_job import CaptionJob
+
+        job = CaptionJob(arguments, images, world)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names in bytes
     try:
-        pixels = decode_any(path.read_bytes())
-    except (OSError, RejectedImageError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    square = np.empty((size, size, 3), dtype=np.uint8)
-    resize_center(np.ascontiguousarray(pixels), square)
-    return square
+        return job.run()
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, or a folder that must not be written to
+        print(f"caption: {error}", file=sys.stderr)
+    return 1
 
 
-def caption_files(trained: Trained, paths: list[Path]) -> list[Captioned]:
-    """Caption each file, in order. Raises ValueError as `read_picture`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    captioner = trained.captioner.to(device)
-    pictures = [read_picture(path, trained.config.data.image_size) for path in paths]
-    captions: list[str] = []
-    for start in range(0, len(pictures), BATCH_SIZE):
-        batch = torch.from_numpy(np.stack(pictures[start : start + BATCH_SIZE])).to(device)
-        captions += generate(captioner, batch, trained.tokenizer, trained.config.model.max_tokens)
-    return [Captioned(*pair) for pair in zip(pictures, captions, strict=True)]
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m pipeline.caption",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        help="image files (JPEG, PNG, WebP), folders, and quoted patterns; hidden files of folders "
+        "and patterns are left out",
+    )
+    parser.add_argument(
+        "--from",
+        dest="from_list",
+        metavar="FILE",
+        help="also caption the images listed in this file, one path a line; - reads standard input",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON Lines: image, caption")
+    output.add_argument(
+        "--out",
+        type=Path,
+        help="write this file: .json (COCO results: image_id is the number that is the file name, "
+        "as 139 of 000000000139.jpg, or else the path), .csv or .jsonl (image, caption). Part "
+        "files beside it, OUT.rank0.part, hold the captions until all are there",
+    )
+    output.add_argument(
+        "--txt",
+        action="store_true",
+        help="write NAME.txt beside each image; an image that has one already is left out",
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        help="also draw the first 64 images with their captions, as .png or .jpg",
+    )
+    return parser
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.caption", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint's folder")
-    parser.add_argument("images", type=Path, nargs="+", help="picture files")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--sheet", type=Path, help="also draw pictures and captions into this file")
-    arguments = parser.parse_args()
-    with usage_errors("caption", read_world()):
-        if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg"):
-            raise ValueError(f"--sheet: {arguments.sheet}: must end in .png or .jpg")
-        pictures = caption_files(load_trained(arguments.checkpoint), arguments.images)
-    for path, picture in zip(arguments.images, pictures, strict=True):
-        if arguments.json:
-            print(json.dumps({"image": str(path), "caption": picture.caption}))
-        else:
-            print(f"{path}: {picture.caption}")
-    if arguments.sheet:
-        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(pictures).save(arguments.sheet)
+def _check(arguments: argparse.Namespace, world: World) -> None:
+    """Raises ValueError where options cannot be used, or not together."""
+    if not arguments.images and not arguments.from_list:
+        raise ValueError("no images: give files, folders or patterns, or --from")
+    if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg"):
+        raise ValueError(f"--sheet: {arguments.sheet}: must end in .png or .jpg")
+    if arguments.out and ":/" in str(arguments.out):  # a path shortens :// to this
+        raise ValueError(f"--out: {arguments.out}: must be a file on a file system")
+    if arguments.out and arguments.out.suffix.lower() not in FORMATS:
+        raise ValueError(f"--out: {arguments.out}: must end in {', '.join(FORMATS)}")
+    if arguments.out and arguments.out.is_dir():
+        raise ValueError(f"--out: {arguments.out}: is a folder; name a file in it")
+    if world.world_size > 1 and not (arguments.out or arguments.txt):
+        raise ValueError("several processes need --out FILE or --txt")
+    if world.world_size > 1 and arguments.from_list == "-":
+        raise ValueError("--from -: several processes cannot share standard input; name a file")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -65,8 +65,7 @@ def _without_spaces(character: str) -> bool:
 def clean(text: str) -> str:
     """The text as it can be drawn: composed, on one line, unknown characters as question marks.
 
-    Characters that have no picture of their own, such as joiners and variation selectors, are
-    left out.
+    Characters that are never visible, such as joiners and variation selectors, are left out.
     """
     drawn = []
     for character in unicodedata.normalize("NFC", text):
@@ -84,10 +83,10 @@ def clean(text: str) -> str:
 def has_glyph(character: str) -> bool:
     """Whether the font that draws this character has a glyph for it."""
     font = _font(16, SIMPLIFIED_CHINESE if is_cjk(character) else None)
-    return _picture(font, character) != _picture(font, NO_CHARACTER)
+    return _glyph(font, character) != _glyph(font, NO_CHARACTER)
 
 
-def _picture(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
+def _glyph(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(character)
     return mask.size, bytes(mask)
 
