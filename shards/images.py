@@ -20,7 +20,6 @@ EXIF_ORIENTATION = 0x0112
 MILD_SHRINKING = 1.25  # a linear filter sees two pixels across; beyond this it would miss some
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; MAX_PIXELS above refuses
-cv2.setNumThreads(1)  # processes share the cores; threads below them would only fight
 
 
 @dataclass(frozen=True)
