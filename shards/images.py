@@ -5,6 +5,7 @@ size, resized and encoded again. All other images are decoded by Pillow.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,9 +19,6 @@ MAX_SIDE = 30_000
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXIF_ORIENTATION = 0x0112
 MILD_SHRINKING = 1.25  # beyond it a linear filter, two pixels wide, would skip pixels
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its limit; MAX_PIXELS above rejects
-cv2.setNumThreads(1)  # the packing processes use all cores already
 
 
 @dataclass(frozen=True)
@@ -152,10 +150,16 @@ def _exif_orientation(data: bytes) -> int:
     if not _has_exif(data):  # most images need no parser
         return 1
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with _open(data, ("JPEG",)) as image:
             return _orientation(image)
     except Exception:  # Pillow cannot open every file that libjpeg-turbo decodes
         return 1
+
+
+def _open(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """An image of one of these formats, not yet decoded."""
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; MAX_PIXELS rejects
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -206,7 +210,7 @@ def decode_any(data: bytes) -> np.ndarray:
         RejectedImageError: not an allowed format, too large, or damaged.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _open(data, FORMATS) as image:
             _check_size(*image.size)
             if image.mode.startswith("I"):  # 16 bits a channel: keep the upper 8
                 pixels = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)

@@ -7,6 +7,8 @@ import threading
 from multiprocessing import connection
 from typing import Any
 
+import cv2
+
 from shards.build import ShardJob, Suspicion, build_shard
 from shards.guard import died_of, limit_memory
 from shards.storage import is_remote
@@ -94,6 +96,7 @@ def _serve(pipe: Any, position: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process for each core is enough
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_memory()
+    cv2.setNumThreads(1)  # the packing processes use all cores already
 
     def note(number: int) -> None:
         position.value = number

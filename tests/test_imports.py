@@ -101,3 +101,53 @@ def test_a_packing_process_loads_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+# Imports all modules of the project in a fresh process, and before them what they import from
+# elsewhere, because libraries do act when imported. Prints what differs afterwards.
+IMPORT_EVERYTHING = """
+import atexit, importlib, multiprocessing.forkserver, os, signal, sys, threading
+import psutil
+
+def state():
+    import cv2
+    return {
+        "exit handlers": atexit._ncallbacks(),
+        "signal handlers": [signal.getsignal(n) for n in signal.valid_signals()],
+        "environment": dict(os.environ),
+        "import path": list(sys.path),
+        "threads": threading.enumerate(),
+        "child processes": psutil.Process().children(),
+        "OpenCV's threads": cv2.getNumThreads(),
+        "fork server's modules": list(multiprocessing.forkserver._forkserver._preload_modules),
+    }
+
+foreign, own = (names.split(",") for names in sys.argv[1:])
+for name in foreign:
+    importlib.import_module(name)
+before = state()
+for name in own:
+    importlib.import_module(name)
+after = state()
+print({what: (before[what], after[what]) for what in before if before[what] != after[what]})
+"""
+
+
+def test_nothing_acts_when_imported() -> None:
+    """Loader workers and the console command import modules of which they use a part only."""
+    paths = [path for top in ("pipeline", "shards") for path in (ROOT / top).rglob("*.py")]
+    own, foreign = [], {"cv2"}
+    for path in paths:
+        if path.name != "__main__.py":
+            own.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                foreign.add(node.module)
+            elif isinstance(node, ast.Import):
+                foreign |= {alias.name for alias in node.names}
+    foreign = {name for name in foreign if name.split(".")[0] not in ("pipeline", "shards")}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_EVERYTHING, ",".join(sorted(foreign)), ",".join(own)],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "{}"

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
@@ -36,8 +37,7 @@ def start_worker_server() -> None:
     first instruction on. A signal that comes to this process meanwhile is delivered afterwards.
     """
     CONTEXT.set_forkserver_preload(["pipeline.data.loader"])
-    atexit.unregister(_kill_loader_workers)  # so that it is registered once
-    atexit.register(_kill_loader_workers)
+    _kill_loader_workers_at_exit()
     # Before the block, because a start of the resource tracker ends with SIGINT and SIGTERM
     # unblocked, and the fork server would start the tracker if it did not run.
     resource_tracker.ensure_running()
@@ -48,13 +48,17 @@ def start_worker_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _kill_loader_workers() -> None:
-    """End the loader workers when the training process ends, for whatever reason.
+@cache
+def _kill_loader_workers_at_exit() -> None:
+    """Let the end of this process, for whatever reason, end its loader workers too.
 
     multiprocessing would send them SIGTERM, which they ignore, and then wait for ever.
     """
-    for process in multiprocessing.active_children():
-        process.kill()
+
+    @atexit.register
+    def kill_loader_workers() -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
 def loader_options(num_workers: int) -> dict[str, Any]:
