@@ -5,7 +5,6 @@ size, resized and encoded again. All other images are decoded by Pillow.
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -156,7 +155,7 @@ def _exif_orientation(data: bytes) -> int:
         return 1
 
 
-def _open(data: bytes, formats: Sequence[str]) -> Image.Image:
+def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """An image of one of these formats, not yet decoded."""
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; MAX_PIXELS rejects
     return Image.open(io.BytesIO(data), formats=formats)
