@@ -119,8 +119,7 @@ def trainer_batches(
     shards: ShardFolder, config: DataConfig, steps: int = 1 << 30, first_step: int = 0
 ) -> Iterator[Batch]:
     """The batches of a training run of one process with seed 0, as its own loader gives them."""
-    sizes = tuple(shard.num_samples for shard in shards.manifest.shards)
-    order = Order(sizes, shards.manifest.digest, seed=0, shuffle_block=config.shuffle_block)
+    order = Order.of(shards.manifest, seed=0, shuffle_block=config.shuffle_block)
     sampler = MicroBatchSampler(
         order,
         config.global_batch_size,

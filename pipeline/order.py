@@ -61,13 +61,7 @@ def _ids_of_steps(arguments: argparse.Namespace) -> Iterator[tuple[int, list[int
     manifest, index = read_manifest(folder), read_index(folder)
     if len(index) == 0:
         raise ValueError(f"{folder}: the data set {manifest.name!r} is empty")
-    order = Order(
-        tuple(shard.num_samples for shard in manifest.shards),
-        manifest.digest,
-        arguments.seed,
-        arguments.shuffle_block,
-        arguments.streams,
-    )
+    order = Order.of(manifest, arguments.seed, arguments.shuffle_block, arguments.streams)
     last_step = arguments.first_step + arguments.steps
     for step in range(arguments.first_step, last_step):
         batch_size = arguments.global_batch_size

@@ -22,7 +22,7 @@ COMMANDS = len(RANKS)  # what stands directly in pipeline/ may import every room
 # Between rooms of one rank: who imports whom.
 WITHIN_A_RANK = {
     ("data", "remote"),  # the reader opens shards through the cache
-    ("evaluation", "observability"),  # captioned images for the contact sheet
+    ("evaluation", "observability"),  # captioned images, and the contact sheet of `caption`
 }
 
 # Third-party packages that only some rooms may know.

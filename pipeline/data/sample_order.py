@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
 from pipeline.config.data import MAX_STREAMS
+from shards.format.manifest import Manifest
 
 # Version of the order, a part of every hash key. Raise it with any change that moves a sample, so
 # that no run resumes in another order than it began with.
@@ -48,6 +50,12 @@ class Order:
     seed: int
     shuffle_block: int
     streams: int = 1
+
+    @classmethod
+    def of(cls, manifest: Manifest, seed: int, shuffle_block: int, streams: int = 1) -> Self:
+        """The order of a data set."""
+        sizes = tuple(shard.num_samples for shard in manifest.shards)
+        return cls(sizes, manifest.digest, seed, shuffle_block, streams)
 
     @cached_property
     def shard_starts(self) -> np.ndarray:

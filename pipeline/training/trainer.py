@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -67,6 +68,8 @@ class Trainer:
     Args:
         run: the checked inputs.
         accelerator: of the joined processes.
+        watchdog: is told what the main thread is doing.
+        stop: whether the run was asked to stop.
     """
 
     def __init__(
@@ -77,29 +80,22 @@ class Trainer:
         self.schedule = run.schedule
         model, self.optimizer, self.restored = restore(accelerator, run)
         self.step = TrainStep(accelerator, model, self.optimizer, self.config.optim.clip)
-        self.monitor = Monitor(
-            run_dir=Path(self.config.run_dir),
-            active=self.world.is_main,
-            first_step=self.restored.step,
-            num_steps=run.num_steps,
-            num_processes=self.world.world_size,
-            log_every=self.config.monitor.log_every,
-        )
-        self.monitor.say(first_line(accelerator, run, self.restored))
-        config_yaml = dump_config(self.config)
-        if self.world.is_main:
-            write_atomic(Path(self.config.run_dir) / "config.yaml", config_yaml.encode())
-            for text in tidy_checkpoints(run):
-                self.monitor.say(text)
-        self.writer = BackgroundWriter(
-            run.checkpoints,
-            RunRecord(run.identity, config_yaml, run.train_shards.folder / TOKENIZER),
-            self.config.train.keep,
-            60 * self.config.train.checkpoint_minutes,
-        )
-        self.validator = Validator(run, accelerator, watchdog, stop, self.monitor)
-        self.sample_log = SampleLog(self.config.monitor.sample_log, self.world.rank)
         self.skipped_in_a_row = 0
+        with ExitStack() as parts:
+            self.monitor = Monitor(
+                run_dir=Path(self.config.run_dir),
+                active=self.world.is_main,
+                first_step=self.restored.step,
+                num_steps=run.num_steps,
+                num_processes=self.world.world_size,
+                log_every=self.config.monitor.log_every,
+            )
+            parts.callback(self.monitor.close)
+            self.monitor.say(first_line(accelerator, run, self.restored))
+            self.writer = parts.enter_context(self._make_writer())
+            self.validator = Validator(run, accelerator, watchdog, stop, self.monitor)
+            self.sample_log = SampleLog(self.config.monitor.sample_log, self.world.rank)
+            self._parts = parts.pop_all()  # open from here on; closed in reverse order
 
     def train(self, state: TrainState) -> TrainState:
         """Train from a state to the end of the run, or until asked to stop.
@@ -140,13 +136,7 @@ class Trainer:
     def _micro_batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's micro-batches from a step to the end of the run."""
         config, manifest = self.config, self.run.train_shards.manifest
-        order = Order(
-            tuple(shard.num_samples for shard in manifest.shards),
-            manifest.digest,
-            config.seed,
-            config.data.shuffle_block,
-            config.data.streams,
-        )
+        order = Order.of(manifest, config.seed, config.data.shuffle_block, config.data.streams)
         sampler = MicroBatchSampler(
             order,
             config.data.global_batch_size,
@@ -221,6 +211,18 @@ class Trainer:
 
     # -------------------------------------------------------------------------- checkpoints
 
+    def _make_writer(self) -> BackgroundWriter:
+        """Tidy the run folder, and make the writer of its checkpoints."""
+        run, config = self.run, self.config
+        config_yaml = dump_config(config)
+        if self.world.is_main:
+            write_atomic(Path(config.run_dir) / "config.yaml", config_yaml.encode())
+            for text in tidy_checkpoints(run):
+                self.monitor.say(text)
+        record = RunRecord(run.identity, config_yaml, run.train_shards.folder / TOKENIZER)
+        every_s = 60 * config.train.checkpoint_minutes
+        return BackgroundWriter(run.checkpoints, record, config.train.keep, every_s)
+
     def _commit_due(self, step: int) -> bool:
         return self.schedule.commit_due(step) or self.writer.overdue()
 
@@ -251,10 +253,7 @@ class Trainer:
     ) -> None:
         if error is not None:
             self.watchdog.await_commit()
-        try:
-            self.writer.__exit__(kind, error, trace)
-        finally:
-            self.monitor.close()
+        self._parts.__exit__(kind, error, trace)
 
 
 def _ids_of(micro_batches: Sequence[Batch]) -> list[ImageId]:

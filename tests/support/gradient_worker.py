@@ -32,8 +32,7 @@ model = Captioner(
     shards.tokenizer.get_vocab_size(),
 ).double()
 accelerator = join_processes(read_world())
-sizes = tuple(shard.num_samples for shard in shards.manifest.shards)
-order = Order(sizes, shards.manifest.digest, 0, 4)
+order = Order.of(shards.manifest, seed=0, shuffle_block=4)
 sampler = MicroBatchSampler(
     order, 9, 9, 0, accelerator.process_index, accelerator.num_processes, steps
 )
