@@ -1,13 +1,12 @@
 """The sample order: complete, repeatable, and blind to how many processes read it."""
 
 import hashlib
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, Scenes
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +20,6 @@ from pipeline.data.sample_order import (
     keyed_permutation,
     shards_needed,
 )
-from shards.format import image_id_of, read_index
 
 shard_sizes = st.lists(st.integers(0, 60), min_size=1, max_size=20).map(tuple)
 orders = st.builds(
@@ -181,26 +179,6 @@ print(time.monotonic() - start, re.search(r"VmHWM:\\s+(\\d+)", status)[1])
     seconds, kibibytes = map(float, done.stdout.split())
     assert seconds < 10
     assert kibibytes < 200 * 1024  # of the whole process
-
-
-def print_order(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.order", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_the_command_prints_the_ids_of_any_step(scenes: Scenes) -> None:
-    options = ("--shards", scenes.train, "--global-batch-size", 10, "--seed", 4, "--json")
-    done = print_order(*options, "--steps", 7)
-    steps = [json.loads(line) for line in done.stdout.splitlines()]
-    ids = [image_id for step in steps for image_id in step["ids"]]
-    names = {image_id_of(read_index(scenes.train).key(n)) for n in range(63)}
-    assert [step["step"] for step in steps] == list(range(7))
-    assert set(ids[:63]) == names
-    later = print_order(*options, "--steps", 1, "--first-step", 5)
-    assert json.loads(later.stdout) == steps[5]
-    nowhere = print_order("--shards", "nowhere")
-    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
-    assert "nowhere" in nowhere.stderr
 
 
 @given(orders.filter(lambda order: order.num_samples > 0), st.integers(0, 9))

@@ -1,0 +1,87 @@
+"""The command that captions a data set and scores the captions."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ONE_THREAD, ROOT, Scenes, train
+
+
+@pytest.fixture(scope="module")
+def checkpoint(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    done = train(1, "--data.train", scenes.train, "--run_dir", run, "--train.steps", 1)
+    assert done.returncode == 0, done.stderr
+    return run / "checkpoints" / "best"
+
+
+def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.evaluate", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=False, env=ONE_THREAD
+    )
+
+
+def test_it_writes_the_captions_and_prints_the_scores(
+    scenes: Scenes, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "folder" / "captions.json"
+    inputs = ("--checkpoint", checkpoint, "--shards", scenes.val, "--workers", 0, "--out", out)
+    done = evaluate(*inputs)
+    assert done.returncode == 0, done.stderr
+    assert "Captions of 7 images" in done.stdout
+    assert str(out) in done.stdout
+    assert len(json.loads(out.read_text())) == 7
+    as_json = evaluate(*inputs, "--json")
+    scores = json.loads(as_json.stdout)
+    assert scores.pop("images") == 7
+    for name, value in scores.items():
+        assert f"{name:<8} {value:.4f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--out", "FILE/out.json"), "--out: "),
+        (("--out", "/proc/out.json"), "--out: /proc/out.json: cannot be written"),
+        (("--out", "FOLDER"), "is a folder"),
+        (("--out", "s3://bucket/out.json"), "not a URL"),
+        (("--out", "x.json", "--batch_size", 0), "--batch_size: 0"),
+        (("--out", "x.json", "--max_bad", 2), "--max_bad: 2.0"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(
+    tmp_path: Path, options: tuple, part: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    named = {"FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path)}
+    texts = [
+        next((str(text).replace(k, v) for k, v in named.items() if k in str(text)), str(text))
+        for text in options
+    ]
+    done = evaluate("--checkpoint", "nowhere", "--shards", "nowhere", *texts)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert part in done.stderr
+
+
+HELP = """
+import importlib, sys
+name = sys.argv[1]
+sys.argv = [name, "--help"]
+try:
+    importlib.import_module(name).main()
+except SystemExit as end:
+    assert end.code == 0
+print(sorted({"torch", "cv2", "accelerate"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("command", ["pipeline.evaluate", "pipeline.order"])
+def test_help_is_printed_before_anything_slow_is_imported(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, command], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert "--shards" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
