@@ -121,7 +121,9 @@ def _is_partner(words: Sequence[str], place: int, later: int) -> bool:
     if words[later] != words[place] or not _is_quote(words, later):
         return False
     inches = _at(words, place - 1)[-1:].isdigit() and words[later - 1][-1:].isdigit()  # 8" by 10"
-    return not inches and not _is_short(_at(words, later + 1))
+    mark = words[later]
+    opens = mark in APOSTROPHES or _at(words, later + 2) == mark  # '07 or "66"
+    return not inches and not (opens and _is_short(_at(words, later + 1)))
 
 
 def _is_quote(words: Sequence[str], place: int) -> bool:

@@ -205,9 +205,9 @@ def test_help_is_answered_before_anything_slow_is_imported() -> None:
     assert "--data.global_batch_size" in done.stdout
     assert "--data CONFIG" not in done.stdout
     script = (
-        "import sys, train\n"
+        "import sys, pipeline.train\n"
         "sys.argv = ['train.py', '--help']\n"
-        "try: train.main()\n"
+        "try: pipeline.train.main()\n"
         "except SystemExit: print(sorted({'torch', 'torchvision', 'accelerate'} & {*sys.modules}))"
     )
     done = subprocess.run(
@@ -232,5 +232,5 @@ def test_a_mistake_ends_train_py_with_one_line_and_code_2(
     done = run_train(*write(tmp_path / "c.yaml", text), *arguments)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("train.py: ")
+    assert line.startswith("train: ")
     assert told in line

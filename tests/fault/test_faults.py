@@ -15,12 +15,12 @@ from pipeline.runtime.preemption import STOPPED
 # Fault, the rank that has it, loader processes, and what the output must tell of it.
 FAST = [
     ("killed", 1, 0, ["rank 1 (process", "is gone, killed", "SIGKILL"]),
-    ("stopped", 1, 0, ["rank 1", "has not been heard of"]),
+    ("stopped", 1, 0, ["rank 1", "has sent no heartbeat"]),
     ("raises", 1, 0, ["rank 1 ended with RuntimeError: a wheel came off"]),
 ]
 SLOW = [
     ("killed", 0, 2, ["rank 0", "SIGKILL"]),
-    ("stopped", 0, 2, ["rank 0", "has not been heard of"]),
+    ("stopped", 0, 2, ["rank 0", "has sent no heartbeat"]),
     ("segfault", 0, 0, ["rank 0", "SIGSEGV"]),
     ("exits", 1, 0, ["rank"]),
     ("leaves", 1, 0, ["rank 1 ended with SystemExit: 3"]),

@@ -107,16 +107,7 @@ def test_a_wrong_setting_is_one_line(capstream: Path, tmp_path: Path) -> None:
         assert wrong[0] in line
 
 
-WAITING = ("evaluate", "caption")  # until they parse before they import torch
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(name in WAITING, strict=True, reason="to come"))
-        for name in COMMANDS
-    ],
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_needs_no_torch(name: str) -> None:
     """torch and accelerate take seconds to import; --help answers in less than one."""
     done = subprocess.run(

@@ -195,7 +195,7 @@ def test_a_tar_that_came_after_the_index_is_told(
         assert ".json" not in done.stdout.replace("manifest.json", "")
     run = train(1, "--data.train", moved, "--run_dir", tmp_path / "run", "--train.steps", 1)
     assert run.returncode == 0, run.stderr
-    assert "new.tar: came after the index" in run.stderr
+    assert "new.tar: added after the folder was indexed" in run.stderr
 
 
 def test_what_is_wrong_with_one_sample_costs_that_sample_alone(

@@ -244,7 +244,7 @@ def test_an_unknown_setting_is_one_line(scenes: Scenes, tmp_path: Path, processe
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_missing_folder_is_one_line(tmp_path: Path, processes: int) -> None:
     done = train(processes, "--data.train", tmp_path / "nowhere", "--run_dir", tmp_path / "run")
-    one_line(done, "nowhere", "no such folder")
+    one_line(done, "nowhere", "no such shard folder")
 
 
 def test_a_warm_up_too_long_for_the_run_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
