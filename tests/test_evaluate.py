@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ONE_THREAD, ROOT, Scenes, train
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
+from support.training import train
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, Scenes
+from support.repository import ROOT
+from support.shards import Scenes
 
 from shards.format import image_id_of, read_index
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, Scenes, train
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
+from support.training import train
 
 LAUNCH = ["-m", "launch", "--config_file", "launch/cpu.yaml"]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Scenes, read_sample_log, train
+from support.shards import Scenes
+from support.training import read_sample_log, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.checkpoint.commit import load_state

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from conftest import Scenes
 from hypothesis import given
 from hypothesis import strategies as st
+from support.shards import Scenes
 
 from pipeline.config.data import DataConfig
 from pipeline.data.batch import collate_captions

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.repository import ROOT
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.partition import MicroBatchSampler, micro_batches, rank_of_slots

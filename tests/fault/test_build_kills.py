@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, Scenes, build_command, coco_folder, digests, run_shards
 from PIL import Image
+from support.repository import ROOT
+from support.shards import Scenes, build_command, coco_folder, digests, run_shards
 
 from shards.verify import verify
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT
 from support.checkpoints import make_record
+from support.repository import ONE_THREAD, ROOT
 
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint.state import TrainState

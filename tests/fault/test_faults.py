@@ -8,7 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ONE_THREAD, ROOT, Scenes, epochs, train_command
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
+from support.training import epochs, train_command
 
 from pipeline.runtime.preemption import STOPPED
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ONE_THREAD, ROOT, Scenes, read_sample_log, train, train_command
 from support.flaky_proxy import flaky_proxy
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
+from support.training import read_sample_log, train, train_command
 
 from shards.format import read_manifest
 

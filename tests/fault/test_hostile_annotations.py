@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Scenes
+from support.shards import Scenes
 
 from shards.build import build_shard
 from shards.finalize import finalize

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Scenes, run_shards
 from PIL import Image
+from support.shards import Scenes, run_shards
 
 from shards.guard import IMAGE_CPU_S, bounded
 from shards.images import ImagePolicy, RejectedImageError, pack_image

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ONE_THREAD, ROOT, Scenes, run_shards, train_command
 from PIL import Image
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes, run_shards
+from support.training import train_command
 
 NUM_SAMPLES, NUM_SHARDS = 200_000, 2_000
 MINUTES = 10

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Scenes
 from PIL import Image
+from support.shards import Scenes
 
 import shards.index_tars
 from pipeline.data.batch import BadSampleError

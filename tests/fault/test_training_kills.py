@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, Scenes, epochs, read_sample_log, train, train_command
 from safetensors.torch import load_file
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
+from support.training import epochs, read_sample_log, train, train_command
 
 SETTINGS = (
     "--train.epochs", "null", "--train.checkpoint_every_epochs", epochs(3), "--data.workers", 1,

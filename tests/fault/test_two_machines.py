@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, Scenes, epochs, read_sample_log, tiny_settings, train
 from safetensors.torch import load_file
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
+from support.training import epochs, read_sample_log, tiny_settings, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Scenes, train
+from support.shards import Scenes
+from support.training import train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ONE_THREAD, ROOT
+from support.repository import ONE_THREAD, ROOT
 
 from pipeline.runtime.launcher_report import report_to_launcher
 

@@ -10,7 +10,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from support.repository import ROOT
+from support.training import TINY
 
 from capstream.cli import COMMANDS
 from launch.processes import launcher_options

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Scenes
 from support.cache_reader import fetch_only, is_right, read_many
+from support.shards import Scenes
 
 import pipeline.remote.download
 import shards.storage

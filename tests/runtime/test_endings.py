@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ONE_THREAD, ROOT, Scenes, epochs, train, train_command
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
+from support.training import epochs, train, train_command
 
 from pipeline.checkpoint.commit import check_commit
 from pipeline.checkpoint.folder import commits

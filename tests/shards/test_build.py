@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 import webdataset
-from conftest import (
-    ROOT,
+from PIL import Image
+from support.repository import ROOT
+from support.shards import (
     Scenes,
     build_command,
     build_shards,
@@ -24,7 +25,6 @@ from conftest import (
     run_shards,
     save_annotations,
 )
-from PIL import Image
 
 from shards.format.index import read_index
 from shards.format.manifest import Manifest, read_manifest

@@ -10,15 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import (
-    ROOT,
-    Scenes,
-    build_command,
-    coco_folder,
-    digests,
-    run_shards,
-    save_annotations,
-)
+from support.repository import ROOT
+from support.shards import Scenes, build_command, coco_folder, digests, run_shards, save_annotations
 
 from shards.messages import counted, system_error
 from shards.sources.read import Source, read_source

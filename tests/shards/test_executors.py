@@ -17,8 +17,9 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, Scenes, build_command, coco_folder, digests, run_shards, save_annotations
 from PIL import Image
+from support.repository import ROOT
+from support.shards import Scenes, build_command, coco_folder, digests, run_shards, save_annotations
 
 from shards.guard import bounded_in_own_process, limit_memory
 from shards.images import RejectedImageError

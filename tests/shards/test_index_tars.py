@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import Scenes, digests, read_sample_log, run_shards, train
 from PIL import Image
+from support.shards import Scenes, digests, run_shards
+from support.training import read_sample_log, train
 
 from pipeline.config.data import DataConfig
 from pipeline.data.dataset import EvalDataset, TrainDataset

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Scenes, digests, run_shards
 from support.flaky_proxy import flaky_proxy
+from support.shards import Scenes, digests, run_shards
 
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (the extra `remote`)")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, Scenes
 from PIL import Image
+from support.repository import ROOT
+from support.shards import Scenes
 
 from shards.format.manifest import read_manifest
 from shards.images import ImagePolicy

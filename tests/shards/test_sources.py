@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from conftest import Scenes, build_command, coco_folder, digests, run_shards, save_annotations
 from hypothesis import given
 from hypothesis import strategies as st
+from support.shards import Scenes, build_command, coco_folder, digests, run_shards, save_annotations
 
 from shards.format.manifest import read_manifest
 from shards.format.names import KEY_CHARACTERS

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Scenes, run_shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.shards import Scenes, run_shards
 
 from shards.split import Part, Shares, deal
 

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import REAL_DATA, run_shards
 from hypothesis import given
 from hypothesis import strategies as st
+from support.repository import REAL_DATA
+from support.shards import run_shards
 
 from pipeline.metrics.ptb import tokenize
 from shards.plain_captions import fast_encoder

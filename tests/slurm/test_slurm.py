@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, Scenes, digests, read_sample_log, run_shards
+from support.repository import ROOT
+from support.shards import Scenes, digests, run_shards
+from support.training import TINY, read_sample_log
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "runuser")
 PATIENCE_S = 240

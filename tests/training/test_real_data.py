@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import run_shards, train
+from support.shards import run_shards
+from support.training import train
 
 
 def losses(stdout: str) -> list[float]:

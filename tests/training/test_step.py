@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, Scenes
 from safetensors.torch import load_file
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes
 
 from pipeline.data.batch import Batch
 from pipeline.distributed.process_group import join_processes

@@ -11,18 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    ONE_THREAD,
-    ROOT,
-    Scenes,
-    build_shards,
-    epochs,
-    read_sample_log,
-    run_shards,
-    train,
-    train_command,
-)
 from safetensors.torch import load_file
+from support.repository import ONE_THREAD, ROOT
+from support.shards import Scenes, build_shards, run_shards
+from support.training import epochs, read_sample_log, train, train_command
 
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint.best import Scores, load_scores, save_scores
