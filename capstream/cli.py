@@ -4,9 +4,9 @@ Each command runs the same module as `python -m MODULE`.
 """
 
 import os
-import runpy
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from capstream.shipped import find_shipped
@@ -44,8 +44,8 @@ COMMANDS = {
     "build": Command("shards", "pack images and tokenised captions into shards"),
     "finalize": Command("shards", "write the manifest and index once all shards are packed"),
     "index": Command("shards", "index existing WebDataset tars in place"),
-    "verify": Command("shards", "check every byte of a data set and report each fault"),
-    "show": Command("shards", "print samples of a data set"),
+    "verify": Command("shards", "read every byte of a data set again and report each fault"),
+    "show": Command("shards", "print samples of a data set, or write them to a page with images"),
     "order": Command("pipeline.order", "print which images make up any training step"),
     "train": Command("pipeline.train", "train a captioner", launcher="always"),
     "evaluate": Command("pipeline.evaluate", "caption and score a data set", launcher="asked"),
@@ -77,19 +77,16 @@ def main() -> int:
 
 
 def _run_here(name: str, module: str, arguments: list[str]) -> int:
-    """`python -m MODULE ARGUMENTS` in this process. Returns the exit code."""
+    """Run a command in this process. Returns the exit code."""
     if module == "shards":
         from shards.cli import main as shards_main
 
         return shards_main([name, *arguments], prog="capstream")
     sys.argv = [module, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+        return int(import_module(module).main(f"capstream {name}"))
+    except SystemExit as end:  # after --help, and after an error that was printed
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
 
 
 def _launch(name: str, command: Command, arguments: list[str]) -> int:

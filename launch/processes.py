@@ -63,11 +63,18 @@ def completed(options: list[str], num_gpus: int) -> list[str]:
         num_gpus: of this machine.
 
     Raises:
-        ValueError: the configuration file does not exist.
+        ValueError: the configuration file does not exist, or an option has no effect here.
     """
     config_path = _value(options, "--config_file")
     num_machines = _value(options, "--num_machines") or "1"
+    if any(option.startswith("--mixed_precision") for option in options):
+        raise ValueError("--mixed_precision: set train.precision instead, such as bf16")
     if config_path is None:
+        if "--cpu" in options and num_machines != "1":
+            raise ValueError(
+                "--cpu: on several machines use a configuration file with `use_cpu: true` "
+                "(--config_file FILE)"
+            )
         if "--cpu" in options:  # the file says so too, and starts several processes as well
             options = [option for option in options if option != "--cpu"]
             num_gpus = 0

@@ -22,12 +22,12 @@ from shards.arguments import CommandParser
 FORMATS = (".json", ".csv", ".jsonl")
 
 
-def main() -> int:
+def main(prog: str = "python -m pipeline.caption") -> int:
     """Command line. Returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends at once, without a stack trace
     world = read_world()
-    arguments = _parser().parse_args()
     with usage_errors("caption", world):
+        arguments = _parser(prog).parse_args()
         _check(arguments, world)
         # Imported here, since it takes seconds: --help and a wrong option are answered before the
         # image libraries are imported, and a wrong path before torch is.
@@ -48,9 +48,10 @@ def main() -> int:
     return 1
 
 
-def _parser() -> CommandParser:
+def _parser(prog: str) -> CommandParser:
     parser = CommandParser(
-        prog="python -m pipeline.caption",
+        prog=prog,
+        exit_on_error=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

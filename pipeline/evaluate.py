@@ -24,11 +24,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need i
     from pipeline.generation.trained import Trained
 
 
-def main() -> int:
+def main(prog: str = "python -m pipeline.evaluate") -> int:
     """Command line. Returns the exit code."""
     world = read_world()
-    arguments = _parser().parse_args()
     with usage_errors("evaluate", world):
+        arguments = _parser(prog).parse_args()
         _check(arguments)
         if world.is_main:  # only the main process writes
             _make_out_folder(arguments.out)
@@ -37,9 +37,10 @@ def main() -> int:
     return 0
 
 
-def _parser() -> CommandParser:
+def _parser(prog: str) -> CommandParser:
     parser = CommandParser(
-        prog="python -m pipeline.evaluate",
+        prog=prog,
+        exit_on_error=False,
         description="Caption a data set with a checkpoint, write the captions to a file, and score "
         "them against the reference captions of the data set.",
     )

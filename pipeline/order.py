@@ -10,25 +10,23 @@ from collections.abc import Iterator
 
 from shards.arguments import CommandParser
 
-PROGRAM = "python -m pipeline.order"
 
-
-def main() -> int:
+def main(prog: str = "python -m pipeline.order") -> int:
     """Command line. Returns the exit code."""
-    arguments = _parser().parse_args()
+    arguments = _parser(prog).parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `... | head`
     try:
         for step, ids in _ids_of_steps(arguments):
             print(json.dumps({"step": step, "ids": ids}) if arguments.json else f"{step}: {ids}")
     except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def _parser() -> CommandParser:
+def _parser(prog: str) -> CommandParser:
     parser = CommandParser(
-        prog=PROGRAM,
+        prog=prog,
         description="Print the image ids of the global batches of a run, in slot order. It reads "
         "the manifest and the index of the shards, but no image.",
     )

@@ -4,7 +4,7 @@ import signal
 import sys
 
 
-def main() -> int:
+def main(prog: str = "train.py") -> int:
     """Command line. Returns the exit code."""
     # Imported here, as the loader's worker processes import this file too and need none of it.
     from pipeline.runtime.errors import usage_errors
@@ -21,7 +21,7 @@ def main() -> int:
     from pipeline.config.parser import parse_config
 
     with usage_errors("train", world):
-        config = parse_config(sys.argv[1:])
+        config = parse_config(sys.argv[1:], prog)
 
         # Imported after parsing: torch takes seconds, and --help does not need it.
         from pipeline.training.inputs import prepare

@@ -44,16 +44,25 @@ class CommandParser(argparse.ArgumentParser):
         """Parse what is known. Returns the namespace and the arguments that nobody knows."""
         for parser in self._parsers_used():
             parser._given, parser._unknown = set(), []
-        namespace, self._unknown = super().parse_known_args(args, namespace)
+        try:
+            namespace, self._unknown = super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:  # argparse's own answer to exit_on_error=False
+            self.error(str(error))
         return namespace, self._unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print the message in one line and exit with code 2."""
-        line = " ".join(message.split())
-        self.exit(2, f"{self.prog}: {line} (--help lists all options)\n")
+        """Print the message in one line and exit with code 2.
+
+        Raises:
+            ValueError: the message, where the parser was made with `exit_on_error=False`.
+        """
+        line = f"{' '.join(message.split())} (--help lists all options)"
+        if not self.exit_on_error:
+            raise ValueError(line)
+        self.exit(2, f"{self.prog}: {line}\n")
 
     def _parsers_used(self) -> "Iterator[CommandParser]":
-        """The subparsers, then this parser: an unknown option is told by the innermost one."""
+        """The subparsers, then this parser: the innermost one reports an unknown option."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
@@ -96,7 +105,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only where there is one to show."""
+    """Shows the default of an option, unless it has none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.required or action.default in (None, False, [], ()):

@@ -99,7 +99,7 @@ def _parser(prog: str) -> CommandParser:
     _add_split(
         command(
             "split",
-            "deal an annotation file into train, val and test files of the same format",
+            "divide an annotation file into train, val and test files of the same format",
             "All rows of an image go to the same file, and an image stays where it is when others "
             "are added. OUT/train.csv, OUT/val.csv and OUT/test.csv are written, or .tsv, .jsonl "
             "or .json.",

@@ -39,17 +39,19 @@ TYPE_NAMES = {
 }
 
 
-def parse_config(arguments: list[str]) -> Config:
+def parse_config(arguments: list[str], prog: str = "train.py") -> Config:
     """Read the settings of a run from the arguments of a command line.
 
     Options win over `--config FILE`, and of several files the later one wins.
 
+    Args:
+        prog: name of the program, for `--help`.
     Raises:
         ValueError: an unknown key, a wrong type, an unreadable file, an option given twice, or
             values that cannot go together; the message names the key and the file.
         SystemExit: after `--help`.
     """
-    types, typed = _types(Config), _typed_parser()
+    types, typed = _types(Config), _typed_parser(prog)
     sections = {key.rpartition(".")[0] for key in types} - {""}
     options = vars(_Options(types, typed).parse_args(arguments))
     paths = options.pop("config")
@@ -84,9 +86,9 @@ def _types(section: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _typed_parser() -> ArgumentParser:
+def _typed_parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(
-        prog="train.py",
+        prog=prog,
         usage="%(prog)s [-h] [--config FILE] [--SECTION.NAME VALUE ...]",
         description="Train an image captioner.",
         exit_on_error=False,
@@ -105,7 +107,7 @@ class _Options(CommandParser):
     """Takes the command line apart into keys and texts; the types are checked later."""
 
     def __init__(self, keys: dict[str, Any], typed: ArgumentParser) -> None:
-        super().__init__(prog="train.py")
+        super().__init__(prog=typed.prog)
         self._typed = typed
         self.add_argument("--config", action="append", default=[])
         for key in keys:
@@ -116,6 +118,13 @@ class _Options(CommandParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
+
+    def _unknown_message(self) -> str:
+        names = [text.partition("=")[0].removeprefix("--") for text in self._unknown]
+        replaced = [key for key in (name.replace("-", "_") for name in names) if key in REPLACED]
+        if replaced:
+            return f"--{replaced[0]} was replaced by --{REPLACED[replaced[0]]}"
+        return super()._unknown_message()
 
 
 def _check_keys(settings: list[Setting], types: dict[str, Any]) -> None:

@@ -3,9 +3,13 @@
 import math
 from operator import attrgetter
 
-from pipeline.config.data import MAX_STREAMS
+from pipeline.config.data import MAX_STREAMS, DataConfig
+from pipeline.config.model import ModelConfig
 from pipeline.config.run import Config
 from pipeline.config.settings_file import as_yaml
+from pipeline.config.training import OptimConfig, TrainConfig
+
+Rule = tuple[str, bool, str]  # the key, whether the rule holds, and the rule
 
 
 def check_config(config: Config) -> None:
@@ -14,10 +18,35 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: names the key and its value, and says what it must be.
     """
-    data, optim, train = config.data, config.optim, config.train
-    encoder, decoder = config.model.encoder, config.model.decoder
-    rules = [
+    rules = [*_run_rules(config), *_data_rules(config.data), *_model_rules(config.model)]
+    rules += [*_training_rules(config.optim, config.train)]
+    for key, holds, rule in rules:
+        if not holds:
+            raise ValueError(f"{key}: {rule} (given: {as_yaml(attrgetter(key)(config))})")
+
+
+def _run_rules(config: Config) -> list[Rule]:
+    paths = {
+        "run_dir": config.run_dir,
+        "data.cache_dir": config.data.cache_dir,
+        "monitor.sample_log": config.monitor.sample_log,
+    }
+    return [
+        *(
+            (key, "://" not in (path or ""), "must be a path on a file system, not a URL")
+            for key, path in paths.items()
+        ),
+        ("run_dir", config.run_dir != "", "must name a folder"),
+        ("seed", 0 <= config.seed < 1 << 63, "must be 0 or more, and below 2**63"),
+        ("monitor.log_every", config.monitor.log_every >= 1, "must be 1 or more"),
+        ("monitor.num_images", config.monitor.num_images >= 0, "must be 0 or more"),
+    ]
+
+
+def _data_rules(data: DataConfig) -> list[Rule]:
+    return [
         ("data.train", data.train != "", "must name a folder of shards"),
+        ("data.val", data.val != "", "must name a folder of shards, or be null"),
         ("data.global_batch_size", data.global_batch_size >= 1, "must be 1 or more"),
         ("data.captions_per_image", data.captions_per_image >= 1, "must be 1 or more"),
         ("data.workers", data.workers >= 0, "must be 0 or more"),
@@ -32,21 +61,35 @@ def check_config(config: Config) -> None:
         ),
         ("data.max_bad", 0 <= data.max_bad <= 1, "must be a fraction from 0 to 1"),
         ("data.cache_dir", data.cache_dir != "", "must name a folder, or be null"),
-        *(
-            (key, "://" not in (path or ""), "must be a path on a file system, not a URL")
-            for key, path in (
-                ("run_dir", config.run_dir),
-                ("data.cache_dir", data.cache_dir),
-                ("monitor.sample_log", config.monitor.sample_log),
-            )
-        ),
         ("data.cache_gb", 0 < data.cache_gb < math.inf, "must be above 0 and finite"),
-        ("model.dim", config.model.dim >= 1, "must be 1 or more"),
-        ("model.max_tokens", config.model.max_tokens >= 1, "must be 1 or more"),
+    ]
+
+
+def _model_rules(model: ModelConfig) -> list[Rule]:
+    encoder, decoder = model.encoder, model.decoder
+    return [
+        ("model.dim", model.dim >= 1, "must be 1 or more"),
+        ("model.max_tokens", model.max_tokens >= 1, "must be 1 or more"),
         ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),
         ("model.encoder.dropout", 0 <= encoder.dropout < 1, "must be at least 0 and below 1"),
         ("model.decoder.hidden_dim", decoder.hidden_dim >= 1, "must be 1 or more"),
         ("model.decoder.dropout", 0 <= decoder.dropout < 1, "must be at least 0 and below 1"),
+        (
+            "model.encoder.freeze",
+            not encoder.freeze or encoder.weights is not None,
+            "must be false where model.encoder.weights is null: random convolutions would be kept",
+        ),
+        (
+            "model.encoder.freeze",
+            not encoder.freeze or encoder.batch_norm in ("auto", "frozen"),
+            f"must be false where model.encoder.batch_norm is `{encoder.batch_norm}`: choose "
+            "`auto` or `frozen`",
+        ),
+    ]
+
+
+def _training_rules(optim: OptimConfig, train: TrainConfig) -> list[Rule]:
+    return [
         ("optim.lr", 0 < optim.lr < math.inf, "must be above 0 and finite"),
         ("optim.lr_batch_size", optim.lr_batch_size >= 1, "must be 1 or more"),
         ("optim.warmup_epochs", 0 <= optim.warmup_epochs < math.inf, "must be 0 or more"),
@@ -68,20 +111,4 @@ def check_config(config: Config) -> None:
         ("train.checkpoint_minutes", train.checkpoint_minutes >= 0, "must be 0 or more"),
         ("train.eval_every_epochs", 0 <= train.eval_every_epochs < math.inf, "must be 0 or more"),
         ("train.keep", train.keep >= 1, "must be 1 or more"),
-        ("monitor.log_every", config.monitor.log_every >= 1, "must be 1 or more"),
-        ("monitor.num_images", config.monitor.num_images >= 0, "must be 0 or more"),
-        (
-            "model.encoder.freeze",
-            not encoder.freeze or encoder.weights is not None,
-            "must be false where model.encoder.weights is null: random convolutions would be kept",
-        ),
-        (
-            "model.encoder.freeze",
-            not encoder.freeze or encoder.batch_norm in ("auto", "frozen"),
-            f"must be false where model.encoder.batch_norm is `{encoder.batch_norm}`: choose "
-            "`auto` or `frozen`",
-        ),
     ]
-    for key, holds, rule in rules:
-        if not holds:
-            raise ValueError(f"{key}: {rule} (given: {as_yaml(attrgetter(key)(config))})")

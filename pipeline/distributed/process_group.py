@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # with gloo
 
 from pipeline.runtime.world import World
@@ -34,7 +34,8 @@ def join_processes(world: World, precision: str = "fp32") -> Accelerator:
     joined = threading.Event()
     if world.world_size > 1:
         threading.Thread(target=_end_unless_joined, args=(world, joined), daemon=True).start()
-    on_cpu = not torch.cuda.is_available()
+    # launch/cpu.yaml and `--cpu` mean the CPU also on a machine with GPUs.
+    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     _join_after_restart(world, "gloo" if on_cpu else "nccl")
     accelerator = Accelerator(
         # accelerate 1.15 joins CPU processes only if it is told that they are on a CPU.

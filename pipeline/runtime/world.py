@@ -55,7 +55,7 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
     """
 
     def number(name: str, default: int) -> int:
-        return int(environment.get(name, default))
+        return int(environment.get(name) or default)  # an empty variable counts as unset
 
     return World(
         rank=number("RANK", 0),

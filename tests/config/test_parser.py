@@ -160,22 +160,39 @@ def test_dashes_and_underscores_name_the_same_option() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("--data.batch_size", "--data.global_batch_size"),
         ("--optim.warmup_steps", "--optim.warmup_epochs"),
-        ("--train.eval_every", "--train.eval_every_epochs"),
+        ("--train.eval-every", "--train.eval_every_epochs"),
         ("--monitor.num_pictures", "--monitor.num_images"),
     ],
 )
-def test_an_unknown_option_is_answered_with_the_nearest(old: str, new: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown option {old}; did you mean {new}"):
+def test_an_option_of_an_earlier_version_is_answered_with_its_successor(old: str, new: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"{old.replace('-every', '_every')} was replaced by {new}"
+    ):
         parse_config([old, "3"])
 
 
+def test_an_unknown_option_is_answered_with_the_nearest() -> None:
+    expected = r"unknown option --data\.batch_size; did you mean --data\.global_batch_size"
+    with pytest.raises(ValueError, match=expected):
+        parse_config(["--data.batch_size", "3"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", "-1"), ("seed", str(1 << 63)), ("run_dir", ""), ("data.val", ""), ("data.train", "")],
+)
+def test_values_that_cannot_work_are_refused_by_their_key(key: str, value: str) -> None:
+    options = {"data.train": "x", key: value}
+    with pytest.raises(ValueError, match=f"^{key}: must"):
+        parse_config([f"--{name}={text}" for name, text in options.items()])
+
+
 @settings(max_examples=25)
-@given(st.text(), st.text(min_size=1), st.floats(1e-9, 1e3), st.none() | st.integers(1))
+@given(st.text(min_size=1), st.text(min_size=1), st.floats(1e-9, 1e3), st.none() | st.integers(1))
 def test_any_values_survive_a_dump(run_dir: str, train: str, lr: float, steps: int | None) -> None:
     config = Config(
-        run_dir=run_dir.replace("://", ""),
+        run_dir=run_dir.replace("://", "") or "r",
         data=DataConfig(train=train),
         optim=OptimConfig(lr=lr),
         train=TrainConfig(steps=steps),

@@ -63,6 +63,14 @@ def test_a_missing_configuration_file_is_named_with_those_that_exist() -> None:
         completed(["--config_file=nix"], 0)
 
 
+@pytest.mark.parametrize(
+    "options", [["--cpu", "--num_machines=2"], ["--mixed_precision=bf16"], ["--mixed_precision=no"]]
+)
+def test_options_that_would_have_no_effect_are_refused(options: list[str]) -> None:
+    with pytest.raises(ValueError, match=options[0].partition("=")[0]):
+        completed(options, num_gpus=2)
+
+
 def test_the_options_come_from_accelerate() -> None:
     options = launcher_options()
     assert options["--num_processes"]
