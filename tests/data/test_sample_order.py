@@ -21,7 +21,8 @@ from pipeline.data.sample_order import (
     keyed_permutation,
     shards_needed,
 )
-from shards.format import image_id_of, read_index
+from shards.format.index import read_index
+from shards.format.names import image_id_of
 
 shard_sizes = st.lists(st.integers(0, 60), min_size=1, max_size=20).map(tuple)
 orders = st.builds(

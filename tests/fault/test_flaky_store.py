@@ -14,7 +14,7 @@ import pytest
 from conftest import ONE_THREAD, ROOT, Scenes, read_sample_log, train, train_command
 from support.flaky_proxy import flaky_proxy
 
-from shards.format import read_manifest
+from shards.format.manifest import read_manifest
 
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (the extra `remote`)")

@@ -15,7 +15,9 @@ from PIL import Image
 from pipeline.config.data import DataConfig
 from pipeline.data.dataset import EvalDataset, TrainDataset
 from pipeline.data.reader import MAX_GAP, ShardFolder
-from shards.format import INDEX, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import read_manifest
+from shards.format.names import INDEX
 from shards.tokenizer import encode_all
 
 CAPTIONS = ["A red circle on a green background.", "A circle."]
@@ -178,9 +180,7 @@ def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scen
     assert f"{path.name}: is missing" in faults
 
 
-def test_a_tar_that_came_after_the_index_is_told(
-    tars: Path, scenes: Scenes, tmp_path: Path
-) -> None:
+def test_a_tar_added_after_indexing_is_reported(tars: Path, scenes: Scenes, tmp_path: Path) -> None:
     index(tars, scenes)
     moved = tmp_path / "moved"
     shutil.copytree(tars, moved)
@@ -195,7 +195,7 @@ def test_a_tar_that_came_after_the_index_is_told(
         assert ".json" not in done.stdout.replace("manifest.json", "")
     run = train(1, "--data.train", moved, "--run_dir", tmp_path / "run", "--train.steps", 1)
     assert run.returncode == 0, run.stderr
-    assert "new.tar: came after the index" in run.stderr
+    assert "new.tar: added after the folder was indexed" in run.stderr
 
 
 def test_what_is_wrong_with_one_sample_costs_that_sample_alone(
