@@ -43,7 +43,9 @@ def _parser(prog: str) -> CommandParser:
 
 def _ids_of_steps(arguments: argparse.Namespace) -> Iterator[tuple[int, list[int | str]]]:
     from pipeline.data.sample_order import Order, global_batch
-    from shards.format import image_id_of, read_index, read_manifest
+    from shards.format.index import read_index
+    from shards.format.manifest import read_manifest
+    from shards.format.names import image_id_of
     from shards.storage import location
 
     for name, least in (

@@ -23,12 +23,13 @@ from shards.limits import check_unknown_words
 from shards.messages import counted
 from shards.packer import Packer
 from shards.report import make_report, report_lines, write_report
+from shards.retry import persistently
 from shards.sample_data import draw_data_set
 from shards.show import show, show_page
 from shards.sources.read import Source, read_source
 from shards.sources.record import is_utf8
 from shards.split import Shares, deal, part_line, write_parts
-from shards.storage import make_folder, persistently
+from shards.storage import make_folder
 from shards.tokenizer import (
     UNK,
     encode_all,

@@ -16,7 +16,8 @@ from shards.format.names import INDEX, QUARANTINE, TOKENIZER, shard_file, shard_
 from shards.format.sidecar import Sidecar, read_sidecar, sidecar_path
 from shards.limits import check_rejected, check_unk
 from shards.messages import counted
-from shards.storage import persistently, read_bytes, size_of
+from shards.retry import persistently
+from shards.storage import read_bytes, size_of
 from shards.tokenizer import tokenizer_sha256
 
 

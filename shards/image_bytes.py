@@ -12,8 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from shards.images import RejectedImageError
+from shards.retry import persistently
 from shards.sources.record import Record, is_utf8
-from shards.storage import is_remote, persistently, read_bytes, read_range
+from shards.storage import is_remote, read_bytes, read_range
 
 MAX_FILE_BYTES = 256 << 20  # of an image, which is read into memory
 READ_AHEAD = 16  # images that are fetched from a URL while one is packed

@@ -20,10 +20,11 @@ from shards.format.tar import Extent, Member
 from shards.guard import bounded_in_own_process
 from shards.images import ImagePolicy, RejectedImageError, pack_image
 from shards.plain_captions import Encoder, fast_encoder
+from shards.retry import persistently
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, is_utf8, source_sha256
 from shards.sources.tars import list_tars, read_tars
-from shards.storage import local_copy, persistently, size_of
+from shards.storage import local_copy, size_of
 from shards.tokenizer import UNK, load_tokenizer, tokenizer_sha256
 
 AS_IT_IS = ImagePolicy(resize_short=0, quality=90)  # keeps the bytes of upright RGB JPEGs

@@ -10,8 +10,9 @@ from shards.format.sidecar import read_sidecar, sidecar_path
 from shards.image_bytes import PASSING_REASONS, is_readable
 from shards.images import ImagePolicy
 from shards.plan import plan_shards
+from shards.retry import persistently
 from shards.sources.record import Record, source_sha256
-from shards.storage import persistently, read_bytes, size_of
+from shards.storage import read_bytes, size_of
 from shards.tokenizer import tokenizer_sha256
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from shards.atomic import write_atomic
 from shards.messages import counted
+from shards.retry import persistently
 from shards.sources.annotation_json import entries_of, read_object
 from shards.sources.coco import check_coco
 from shards.sources.karpathy import is_karpathy, record_of
 from shards.sources.table import is_table, read_rows
-from shards.storage import make_folder, persistently, read_bytes
+from shards.storage import make_folder, read_bytes
 
 SIDES = ("train", "val", "test")
 

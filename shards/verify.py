@@ -21,7 +21,8 @@ from shards.format.sidecar import Sidecar, sidecar_path
 from shards.images import RejectedImageError, decode_rgb
 from shards.index_tars import index_tars, is_foreign, unlisted_tars
 from shards.messages import counted
-from shards.storage import local_copy, persistently, read_bytes, size_of
+from shards.retry import persistently
+from shards.storage import local_copy, read_bytes, size_of
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
 

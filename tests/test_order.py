@@ -8,7 +8,8 @@ import pytest
 from support.repository import ROOT
 from support.shards import Scenes
 
-from shards.format import image_id_of, read_index
+from shards.format.index import read_index
+from shards.format.names import image_id_of
 
 
 def print_order(*arguments: object) -> subprocess.CompletedProcess[str]:

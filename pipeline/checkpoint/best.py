@@ -10,7 +10,7 @@ from typing import Self
 from pipeline.checkpoint.commit import step_of
 from pipeline.checkpoint.folder import BEST, commits
 from shards.atomic import fsync_folder, write_atomic
-from shards.format import canonical_json
+from shards.format.stored_json import canonical_json
 
 SCORES = "scores.json"
 SELECTED_BY = "CIDEr"  # the score that selects the best checkpoint

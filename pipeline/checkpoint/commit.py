@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.checkpoint.identity import RunIdentity
 from pipeline.checkpoint.state import TrainState
 from shards.atomic import fsync_folder
-from shards.format import canonical_json
+from shards.format.stored_json import canonical_json
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.pt"

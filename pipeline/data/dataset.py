@@ -14,7 +14,7 @@ from pipeline.data.batch import BadSampleError, Batch, EvalBatch, ImageId, colla
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import EMPTY_SLOT, keyed_bytes, keyed_permutation
 from pipeline.data.transforms import center_crop, training_crop
-from shards.format import image_id_of
+from shards.format.names import image_id_of
 
 
 class TrainDataset(Dataset[Batch]):

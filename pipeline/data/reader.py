@@ -10,7 +10,9 @@ from typing import Any
 
 from pipeline.data.batch import BadSampleError
 from pipeline.remote.cache import ShardCache
-from shards.format import TOKENIZER, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import read_manifest
+from shards.format.names import TOKENIZER
 from shards.index_tars import foreign_meta, is_foreign
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.remote.download import fetch_verified
-from shards.format import ShardEntry
+from shards.format.manifest import ShardEntry
 
 WAIT_S = 0.1  # between two checks whether other downloads have left room
 

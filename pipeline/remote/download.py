@@ -6,8 +6,9 @@ from itertools import count
 from pathlib import Path
 
 from pipeline.runtime.errors import ExplainedError
-from shards.format import MANIFEST
-from shards.storage import ATTEMPTS, DISK_FULL, LastingError, fetch, location, persistently
+from shards.format.names import MANIFEST
+from shards.retry import ATTEMPTS, DISK_FULL, LastingError, persistently
+from shards.storage import fetch, location
 
 PATIENCE_S = 600.0  # how long a store may fail to answer before the run ends
 

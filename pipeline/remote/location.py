@@ -9,16 +9,8 @@ from pathlib import Path
 from pipeline.remote.cache import ShardCache, locked
 from pipeline.remote.download import fetch_verified
 from shards.atomic import fsync_folder
-from shards.format import (
-    INDEX,
-    MANIFEST,
-    TOKENIZER,
-    Manifest,
-    ShardEntry,
-    check_index,
-    read_manifest,
-    write_manifest,
-)
+from shards.format.manifest import Manifest, ShardEntry, check_index, read_manifest, write_manifest
+from shards.format.names import INDEX, MANIFEST, TOKENIZER
 from shards.storage import is_remote, location
 
 

@@ -33,7 +33,7 @@ from pipeline.remote.location import locate_data_sets
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
 from pipeline.training.schedule import Schedule, make_schedule
-from shards.format import check_index
+from shards.format.manifest import check_index
 from shards.index_tars import unlisted_tars
 
 

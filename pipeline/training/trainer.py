@@ -33,7 +33,7 @@ from pipeline.training.start import first_line, restore, tidy_checkpoints
 from pipeline.training.step import NonFiniteError, TrainStep
 from pipeline.training.validation import Validator
 from shards.atomic import write_atomic
-from shards.format import TOKENIZER
+from shards.format.names import TOKENIZER
 
 MAX_SKIPPED = 25  # fp16 steps in a row: the scale starts at 2**16 and halves with each
 

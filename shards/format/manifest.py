@@ -10,7 +10,8 @@ from typing import Any
 from shards.atomic import write_atomic
 from shards.format.names import FORMAT_VERSION, INDEX, MANIFEST
 from shards.format.stored_json import digest_of, read_json
-from shards.storage import local_copy, persistently
+from shards.retry import persistently
+from shards.storage import local_copy
 
 # Stands for the image policy in data sets whose tars other software made: their images were not
 # packed by this package, and no tokens are stored.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shards.storage import persistently
+from shards.retry import persistently
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

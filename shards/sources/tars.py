@@ -8,9 +8,10 @@ from pathlib import Path
 
 from shards.format.names import image_id_of
 from shards.images import RejectedImageError
+from shards.retry import persistently
 from shards.sources.caption_member import read_captions
 from shards.sources.record import Record, TarSpan, name_key
-from shards.storage import local_copy, persistently
+from shards.storage import local_copy
 
 # The formats from gif on are not packed: their samples are rejected by name.
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jxl", "ppm")

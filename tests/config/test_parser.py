@@ -166,9 +166,8 @@ def test_dashes_and_underscores_name_the_same_option() -> None:
     ],
 )
 def test_an_option_of_an_earlier_version_is_answered_with_its_successor(old: str, new: str) -> None:
-    with pytest.raises(ValueError, match=f"{old.replace("-e", "_e")} was replaced by {new}"):
-        ValueError, match=f"{old.replace('-every', '_every')} was replaced by {new}"
-    ):
+    shown = old.replace("-every", "_every")
+    with pytest.raises(ValueError, match=f"{shown} was replaced by {new}"):
         parse_config([old, "3"])
 
 

@@ -14,7 +14,8 @@ from pipeline.checkpoint.folder import commits
 from pipeline.config.data import DataConfig
 from pipeline.data.dataset import EvalDataset, TrainDataset
 from pipeline.data.reader import ShardFolder
-from shards.format import read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import read_manifest
 
 BAD = (3, 41)  # sample numbers
 

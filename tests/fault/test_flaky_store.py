@@ -16,7 +16,7 @@ from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
 from support.training import read_sample_log, train, train_command
 
-from shards.format import read_manifest
+from shards.format.manifest import read_manifest
 
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (the extra `remote`)")

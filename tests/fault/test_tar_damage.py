@@ -18,7 +18,8 @@ import shards.index_tars
 from pipeline.data.batch import BadSampleError
 from pipeline.data.reader import ShardFolder
 from shards.finalize import close_data_set
-from shards.format import Sidecar, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.sidecar import Sidecar
 from shards.index_tars import index_tars
 
 BLOCK = tarfile.BLOCKSIZE

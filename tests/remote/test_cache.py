@@ -20,7 +20,7 @@ from support.cache_reader import fetch_only, is_right, read_many
 from support.shards import Scenes
 
 import pipeline.remote.download
-import shards.storage
+import shards.retry
 from pipeline.config.data import DataConfig
 from pipeline.config.parser import parse_config
 from pipeline.data.dataset import TrainDataset
@@ -33,7 +33,7 @@ from pipeline.remote.location import locate_data_sets
 from pipeline.remote.prefetch import prefetch_shards
 from pipeline.runtime.world import World
 from pipeline.training.inputs import prepare
-from shards.format import read_manifest
+from shards.format.manifest import read_manifest
 
 pytest.importorskip("upath", reason="universal_pathlib is not installed (the extra `remote`)")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed (the extra `remote`)")
@@ -111,7 +111,7 @@ def server(scenes: Scenes, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.storage, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(shards.retry, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(pipeline.remote.download, "PATIENCE_S", 0.0)
 
 
@@ -184,14 +184,14 @@ def test_a_server_that_refuses_for_a_moment_is_asked_again(server: Server, tmp_p
 def test_a_store_that_is_away_for_long_is_waited_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    attempts = shards.storage.ATTEMPTS
+    attempts = shards.retry.ATTEMPTS
     cache = make_cache(server, tmp_path / "cache", 9)
     name = cache.shards[1].file
     server.refusals[name] = 3 * attempts
     with pytest.raises(OSError, match=rf"{name}.*failed {attempts} times.*503"):
         cache.open(1)
     monkeypatch.setattr(pipeline.remote.download, "PATIENCE_S", 600.0)
-    monkeypatch.setattr(shards.storage, "TELL_S", 0.01)
+    monkeypatch.setattr(shards.retry, "REPORT_AFTER_S", 0.01)
     capfd.readouterr()
     os.close(cache.open(1))
     assert server.asked.count(name) == 3 * attempts + 1

@@ -18,7 +18,7 @@ from pipeline.checkpoint.commit import check_commit
 from pipeline.checkpoint.folder import commits
 from pipeline.runtime.preemption import STOPPED
 from pipeline.runtime.run_lock import lock_run_dir
-from shards.format import read_manifest
+from shards.format.manifest import read_manifest
 
 
 def wait_until(reached: Callable[[], object]) -> None:

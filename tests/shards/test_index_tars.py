@@ -16,7 +16,9 @@ from support.training import read_sample_log, train
 from pipeline.config.data import DataConfig
 from pipeline.data.dataset import EvalDataset, TrainDataset
 from pipeline.data.reader import MAX_GAP, ShardFolder
-from shards.format import INDEX, read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import read_manifest
+from shards.format.names import INDEX
 from shards.tokenizer import encode_all
 
 CAPTIONS = ["A red circle on a green background.", "A circle."]
@@ -179,9 +181,7 @@ def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scen
     assert f"{path.name}: is missing" in faults
 
 
-def test_a_tar_that_came_after_the_index_is_told(
-    tars: Path, scenes: Scenes, tmp_path: Path
-) -> None:
+def test_a_tar_added_after_indexing_is_reported(tars: Path, scenes: Scenes, tmp_path: Path) -> None:
     index(tars, scenes)
     moved = tmp_path / "moved"
     shutil.copytree(tars, moved)
