@@ -1,4 +1,4 @@
-"""What the processes of tests/test_cache.py do; without torch, so that they start at once."""
+"""What processes that read through a cache do; without torch, so that they start at once."""
 
 import hashlib
 import multiprocessing

@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
-from pipeline.checkpoint.commit import RunRecord
+import torch
+
+from pipeline.checkpoint.commit import RunRecord, commit
 from pipeline.checkpoint.identity import RunIdentity
+from pipeline.checkpoint.state import TrainState
+
+STATE = TrainState(step=3, updates=3, num_bad=1, samples_consumed=30)
 
 
 def make_identity(**fields: object) -> RunIdentity:
@@ -16,3 +21,10 @@ def make_identity(**fields: object) -> RunIdentity:
 
 def make_record(tokenizer: Path, config: str = "seed: 0\n") -> RunRecord:
     return RunRecord(make_identity(), config, tokenizer)
+
+
+def write_checkpoint(run_dir: Path, state: TrainState) -> Path:
+    """A checkpoint of one tensor in a run folder, which must exist."""
+    (run_dir / "words").write_text("{}")
+    tensors = {"weight": torch.zeros(1)}
+    return commit(run_dir / "checkpoints", make_record(run_dir / "words"), state, tensors, {})

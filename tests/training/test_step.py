@@ -22,7 +22,7 @@ def gradients(scenes: Scenes, out: Path, processes: int, steps: int) -> dict[str
     command = [
         sys.executable,
         *(launch if processes > 1 else []),
-        "tests/support/gradient_worker.py",
+        "tests/training/gradient_worker.py",
     ]
     subprocess.run(
         [*command, str(scenes.train), str(out), str(steps)],
