@@ -73,7 +73,8 @@ class Heartbeats:
 
     def refresh(self) -> None:
         """Read the latest states now. Returns without them if the store does not answer."""
-        self._ask(lambda: self._exchange(0))
+        if self._store:
+            self._ask(lambda: self._exchange(0))
 
     def propose_verdict(self, verdict: str) -> None:
         """Tell the others why the run ends, unless another process already has.

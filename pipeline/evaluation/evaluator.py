@@ -104,8 +104,10 @@ def evaluate(
                     return
                 yield batch
 
-    rows, bad, shown = _caption_share(accelerator, world, captioner, task, in_phase())
-    captioner.train(was_training)
+    try:
+        rows, bad, shown = _caption_share(accelerator, world, captioner, task, in_phase())
+    finally:
+        captioner.train(was_training)
     if world.world_size > 1:
         with watchdog.phase(Phase.GATHER, step):
             rows, bad = gather_object(rows), gather_object(bad)

@@ -1,15 +1,16 @@
 """Cross-entropy of the next token, summed over a micro-batch.
 
-B images, K captions an image, N = B*K captions, S image side in pixels, L tokens, V vocabulary
+B images, K captions an image, N = B*K captions, S image side in pixels, L tokens,
+T valid tokens of the micro-batch, H width of the states
 """
 
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
 from pipeline.data.batch import Batch
 from pipeline.objectives.objective import Loss, Objective, Prepared
+from pipeline.objectives.projection import cross_entropy
 from shards.tokenizer import PAD
 
 
@@ -17,47 +18,34 @@ class Inputs(NamedTuple):
     """What cross-entropy needs of a micro-batch."""
 
     images: torch.Tensor  # (B, S, S, 3) uint8
-    tokens: torch.Tensor  # (B, K, L + 1) int64: BOS, words, EOS, then PAD
-    weights: torch.Tensor  # (B, K) float32: 0 for an empty slot
+    tokens: torch.Tensor  # (B, K, L) int64: BOS, words, EOS, then PAD
+    positions: torch.Tensor  # (T,) int64: of the valid ones among the (N, L - 1) targets, flattened
+    targets: torch.Tensor  # (T,) int64
+    weights: torch.Tensor  # (T,) float32
 
 
 class CrossEntropy(Objective):
-    """The negative log-likelihood of the reference captions, in nats; the count is of tokens.
+    """The negative log-likelihood of the reference captions, in nats; its terms are tokens.
 
     Source: Vinyals et al., Show and Tell, arXiv:1411.4555, eq. 10.
     """
 
     def prepare(self, batch: Batch) -> Prepared:
-        """Count the tokens that are to be predicted."""
-        count = count_tokens(batch.tokens[..., 1:], batch.weights)
-        return Prepared(float(count), Inputs(batch.images, batch.tokens, batch.weights))
+        """Find the tokens to predict: all but PAD and those of empty slots.
+
+        This is done on the host, where their number is known without waiting for a device.
+        """
+        targets = batch.tokens[..., 1:]
+        weights = batch.weights[..., None].expand(targets.shape).flatten()
+        targets = targets.flatten()
+        positions = ((targets != PAD) & (weights != 0)).nonzero()[:, 0]
+        weights = weights[positions]
+        inputs = Inputs(batch.images, batch.tokens, positions, targets[positions], weights)
+        return Prepared(float(weights.sum()), inputs)
 
     def forward(self, inputs: Inputs) -> Loss:
         """Teacher forcing: from each prefix of a reference caption to the token after it."""
-        images, tokens, weights = inputs
-        states = self.captioner(images, tokens[..., :-1])
-        scores = self.captioner.decoder.to_words(states)
-        return Loss(caption_loss(scores, tokens[..., 1:].flatten(0, 1), weights.flatten()), {})
-
-
-def caption_loss(
-    scores: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Summed cross-entropy over the valid tokens.
-
-    Args:
-        scores: (N, L, V) float, unnormalised.
-        targets: (N, L) int64; PAD positions do not count.
-        weights: (N,) float; 0 for an empty slot.
-    Returns:
-        () float, nats.
-    """
-    losses = functional.cross_entropy(
-        scores.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none"
-    ).view_as(targets)
-    return (losses.sum(dim=1) * weights).sum()
-
-
-def count_tokens(targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Number of tokens that count: () float. targets: (..., L) int64; weights: (...) float."""
-    return ((targets != PAD).sum(dim=-1) * weights).sum()
+        states = self.captioner(inputs.images, inputs.tokens[..., :-1])
+        valid = states.flatten(0, 1).index_select(0, inputs.positions)
+        to_words = self.captioner.decoder.to_words
+        return Loss(cross_entropy(valid, to_words, inputs.targets, inputs.weights), {})

@@ -22,7 +22,7 @@ class StepResult:
     grad_norm: float  # before clipping
     num_images: int
     num_tokens: int
-    num_bad: int  # damaged samples left out
+    num_bad: int  # bad samples left out
     wait_s: float  # seconds spent waiting for data, mean over the ranks
     skipped: bool  # fp16 only: the gradient overflowed and the weights stayed
     stop: bool  # some rank was asked to stop
@@ -115,16 +115,14 @@ class Monitor:
         self._results = []
         self._window_start = time.monotonic()
 
-    def evaluation(
-        self, step: int, scores: dict[str, float], pictures: Sequence[Captioned]
-    ) -> None:
+    def evaluation(self, step: int, scores: dict[str, float], images: Sequence[Captioned]) -> None:
         """Show scores, and images with their captions."""
         if not self.active:
             return
         for name, value in scores.items():
             self.writer.add_scalar(f"eval/{name}", value, step)
-        if pictures:
-            sheet = np.asarray(draw_sheet(pictures))
+        if images:
+            sheet = np.asarray(draw_sheet(images))
             self.writer.add_image("captions", sheet, step, dataformats="HWC")
         self.writer.flush()
         line = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())

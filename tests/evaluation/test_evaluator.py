@@ -18,7 +18,8 @@ from pipeline.evaluation.evaluator import Evaluation, EvaluationTask, evaluate
 from pipeline.generation.trained import generate
 from pipeline.model.captioner import Captioner
 from pipeline.runtime.world import World
-from shards.format import read_index, read_manifest
+from shards.format.index import read_index
+from shards.format.manifest import read_manifest
 
 MODEL = ModelConfig(
     dim=8,

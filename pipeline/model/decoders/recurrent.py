@@ -59,31 +59,32 @@ class RecurrentDecoder(nn.Module):
         tokens = tokens.flatten(0, 1)
         inputs = torch.cat([images[:, None], self.dropout(self.embed(tokens))], dim=1)
         if tokens.is_cuda:  # reading the lengths would wait for the device
-            states, _ = self.rnn(inputs)
+            states = self.rnn(inputs)[0][:, 1:]
         else:
             states = self._states_in_groups(inputs, 1 + (tokens != PAD).sum(dim=1))
-        dropped: torch.Tensor = self.dropout(states[:, 1:])
+        dropped: torch.Tensor = self.dropout(states)
         return dropped
 
     def _states_in_groups(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """The states of right-padded sequences, computed in groups of similar length.
+        """The states of right-padded sequences from t=1 on, computed in groups of similar length.
 
         In one group, all captions would be computed to the length of the longest. Groups halve the
         time on a CPU, and are faster than a packed sequence (docs/log.md).
 
         Args:
-            inputs: (N, L, D) float.
-            lengths: (N,) int64, without the padding.
+            inputs: (N, 1 + L, D) float.
+            lengths: (N,) int64, of the inputs without the padding.
         Returns:
             (N, L, H) float; 0 beyond the longest caption of a group.
         """
         order = lengths.argsort()
         states = []
-        for part in order.chunk(LENGTH_GROUPS):
-            longest = int(lengths[part].max())
-            group, _ = self.rnn(inputs[part, :longest])
-            states.append(pad(group, (0, 0, 0, inputs.shape[1] - longest)))
-        return torch.cat(states)[order.argsort()]
+        groups = inputs.index_select(0, order).chunk(LENGTH_GROUPS)
+        for group, group_lengths in zip(groups, lengths[order].chunk(LENGTH_GROUPS), strict=True):
+            longest = int(group_lengths[-1])
+            outputs, _ = self.rnn(group[:, :longest])
+            states.append(pad(outputs[:, 1:], (0, 0, 0, inputs.shape[1] - longest)))
+        return torch.cat(states).index_select(0, order.argsort())
 
     def start(self, encoded: Encoded) -> Any:
         """The recurrent layer's state after the image: (1, N, H), an LSTM's as a pair."""
