@@ -103,7 +103,7 @@ def serving(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def server(scenes: Scenes, tmp_path: Path) -> Iterator[Server]:
-    """The 7 shards of the drawn training pictures, free to be spoiled."""
+    """The 7 shards of the drawn training images, free to be spoiled."""
     shutil.copytree(scenes.train, tmp_path / "afar")
     with serving(tmp_path / "afar") as state:
         yield state
