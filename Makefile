@@ -1,4 +1,4 @@
-# make demo   everything from drawn pictures to captions, in about five minutes on two cores
+# make demo   draw images, pack, train, score, caption, in about five minutes on two cores
 # make test   lint, types, tests
 # make setup  the environment alone, at .venv
 # make docs   the documentation site, in site/

@@ -1,6 +1,6 @@
 """What every loader is measured with: the same batches, the same decoding, the same counting.
 
-Nothing of Capstream is imported here, so that peers in an environment of their own use it too.
+This file does not import Capstream, so that peers in a separate environment can use it too.
 """
 
 import random
@@ -33,7 +33,7 @@ def decode_and_crop(jpeg: bytes, out: np.ndarray) -> None:
 
 
 def consume(batches: Iterator[int], workers: int, seconds: float) -> tuple[float, dict[str, float]]:
-    """Take batches as fast as they come, once the first, made beforehand, are gone.
+    """Take batches as fast as they come, after the first ones, which were prepared in advance.
 
     Args:
         batches: their sizes.

@@ -6,8 +6,8 @@ Side by side: the command `python -m shards build`; the bare work of as many pro
 shrinking and encoding JPEG bytes that lie in memory; webdataset's ShardWriter with Pillow as
 documented, a range of images a process; img2dataset, reading the same files by their URLs, where
 a Python is named that has it. Then packing untouched bytes beside copying the files. Starting and
-ending does not count, but the command's has a column of its own: the time it takes for one image
-a process.
+ending does not count, but the start of the command has its own column: the time that it takes for
+one image a process.
 
 At the end: what the resizing does to the pixels, and the memory of a packing process.
 """
@@ -250,7 +250,7 @@ def _fidelity(jpegs: list[bytes]) -> str:
 def _peak_memory(command: list[str], out: Path) -> tuple[int, int]:
     """The most memory, in all and private, that a packing process takes: bytes.
 
-    Looking slows the work down, so this is a run of its own.
+    Measuring slows the work down, so this is a separate run.
     """
     shutil.rmtree(out, ignore_errors=True)
     rss = private = 0

@@ -27,7 +27,10 @@ def add_image_options(parser: argparse.ArgumentParser, samples: int) -> None:
     parser.add_argument("--images", type=Path, help="folder of images; coco-mini or drawn without")
     parser.add_argument("--annotations", type=Path, help="COCO caption file of --images")
     parser.add_argument(
-        "--samples", type=int, default=samples, help="the images are repeated to so many"
+        "--samples",
+        type=int,
+        default=samples,
+        help="number of images; the given ones are repeated to reach it",
     )
 
 
@@ -37,7 +40,7 @@ def source(arguments: argparse.Namespace, folder: Path) -> tuple[Path, dict[str,
     Args:
         folder: temporary; drawings go there if nothing better is found.
     Returns:
-        Image folder, COCO caption data, and in words what they are.
+        Image folder, COCO caption data, and a description of the images.
     """
     if (arguments.images is None) != (arguments.annotations is None):
         raise SystemExit("--images and --annotations belong together")
@@ -107,7 +110,7 @@ def build_command(
 def make_shards(
     arguments: argparse.Namespace, folder: Path, samples_per_shard: int, workers: int
 ) -> tuple[Path, str]:
-    """Build shards for a benchmark. Returns their folder, and in words what is in them."""
+    """Build shards for a benchmark. Returns their folder and a description of their contents."""
     images, data, description = source(arguments, folder / "drawn")
     write_source(repeated(data, arguments.samples), folder)
     shards = folder / "shards"

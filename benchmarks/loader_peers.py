@@ -170,7 +170,7 @@ def _state_file(peer: str, stored: Path) -> Path:
 def _write_state(peer: str, stored: Path, workers: int, share: float) -> int:
     """Go through a share of an epoch and write the loader's state. Returns the batches seen.
 
-    Images are not decoded, which the state knows nothing of.
+    Images are not decoded: the state does not depend on it.
     """
     loader = LOADERS[peer](stored, workers, _undecoded, 1)
     batches = iter(loader)

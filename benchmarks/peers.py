@@ -1,6 +1,6 @@
-"""litdata and MosaicML Streaming as variants of a benchmark, in an environment of their own.
+"""litdata and MosaicML Streaming as variants of a benchmark, in a separate environment.
 
-They are no dependency of ours: whoever wants them measured names a Python that has them.
+They are no dependency of Capstream: --peers names a Python that has them installed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Peers:
         return dict(self.run("store", "all", shards=shards))
 
     def run(self, job: str, peer: str, **options: object) -> Any:
-        """Run a job of the script in a process of its own. Returns its answer."""
+        """Run a job of the script in a separate process. Returns its answer."""
         flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         command = [self.python, str(SCRIPT), job, peer, "--stored", str(self.folder), *flags]
         # The peers' locks and caches go with the folder.

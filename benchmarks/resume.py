@@ -4,7 +4,7 @@
 
 Each figure is a process of its own from its first line to its first batch, the libraries' import
 included, since that is what a user waits for; and, apart, from the loader's making on. webdataset
-has no way to go on but to read through what was seen. litdata and MosaicML Streaming, where a
+can only resume by reading all earlier samples again. litdata and MosaicML Streaming, where a
 Python is named that has them, load a state that their loaders gave there. Files are in the page
 cache for all.
 """

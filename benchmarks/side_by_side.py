@@ -62,7 +62,7 @@ def ratio(measured: Sequence[Measured], ours: int, other: int) -> float:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, library versions and date: a figure means nothing without them."""
+    """Processor, cores, library versions and date: a figure cannot be compared without them."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -95,7 +95,7 @@ def report(
     """Print the results.
 
     Args:
-        ratios: what is compared -> its value, and the least that is aimed at, if anything.
+        ratios: the compared variants -> the ratio, and the target, if there is one.
     """
     if as_json:
         rows = [

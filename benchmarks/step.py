@@ -9,7 +9,7 @@ median stretch of a few steps counts.
 
 A GPU trains DenseNet121 at 224 px. A CPU, where a step of that would take half a minute, trains
 ResNet18 at 96 px, with a core left to the loader's process: where two threads share a core with it
-or with anyone else, they wait for each other, and nothing can be compared.
+or with anyone else, they wait for each other, and their speeds cannot be compared.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND`. Packing processes import this file too, so it imports nothing."""
+"""`python -m shards COMMAND`. Packing processes import this file, so it imports nothing itself."""
 
 if __name__ == "__main__":
     import signal

@@ -147,7 +147,7 @@ def check_record(record: Record, captions: list[str]) -> None:
     Args:
         captions: the captions that `tokenise` returned.
     Raises:
-        RejectedImageError: the record cannot be used; says why.
+        RejectedImageError: the record cannot be used; it has the reason.
     """
     if record.fault:
         raise RejectedImageError(*record.fault)

@@ -12,7 +12,7 @@ from shards.arguments import CommandParser
 from shards.messages import system_error
 from shards.storage import location
 
-GO_ON = "finished shards are kept; run the same command again to continue"
+HOW_TO_CONTINUE = "finished shards are kept; run the same command again to continue"
 
 
 class _Terminated(BaseException):
@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> i
         print(say, system_error(error, arguments), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{say} interrupted; {GO_ON}", file=sys.stderr)
+        print(f"{say} interrupted; {HOW_TO_CONTINUE}", file=sys.stderr)
         return 130
     except _Terminated:
-        print(f"{say} terminated; {GO_ON}", file=sys.stderr)
+        print(f"{say} terminated; {HOW_TO_CONTINUE}", file=sys.stderr)
         return 143
 
 
@@ -100,9 +100,9 @@ def _parser(prog: str) -> CommandParser:
         command(
             "split",
             "divide an annotation file into train, val and test files of the same format",
-            "All rows of an image go to the same file, and an image stays where it is when others "
-            "are added. OUT/train.csv, OUT/val.csv and OUT/test.csv are written, or .tsv, .jsonl "
-            "or .json.",
+            "All rows of an image go to the same file, and it stays in that file when other "
+            "images are added. The files are OUT/train.csv, OUT/val.csv and OUT/test.csv, or end "
+            "in .tsv, .jsonl or .json.",
         )
     )
     _add_tokenizer(
@@ -167,7 +167,7 @@ def _add_split(sub: CommandParser) -> None:
     sub.add_argument("--out", type=_location, required=True, help="folder to write")
     sub.add_argument("--val", type=_share, default=0.1, help="share of the images in val")
     sub.add_argument("--test", type=_share, default=0.1, help="share of the images in test")
-    sub.add_argument("--seed", type=int, default=0, help="another seed deals otherwise")
+    sub.add_argument("--seed", type=int, default=0, help="another seed gives another division")
     _add_image_column(sub)
     sub.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT that have other contents"

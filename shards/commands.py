@@ -77,7 +77,7 @@ def _split(arguments: Namespace) -> int:
         print(json.dumps(counts))
     else:
         lines = [part_line(arguments.annotations, side, part) for side, part in parts.items()]
-        print("\n".join([f"{arguments.out}: {arguments.annotations} dealt into", *lines]))
+        print("\n".join([f"{arguments.out}: {arguments.annotations} divided into", *lines]))
     return 0
 
 

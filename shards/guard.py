@@ -88,10 +88,10 @@ def bounded_in_own_process(work: Callable[[], Packed]) -> Packed:
     if status:
         raise RejectedImageError("crash", "the decoder's process ended without an answer")
     head, _, jpeg = data.partition(b"\n")
-    told = json.loads(head)
-    if "reason" in told:
-        raise RejectedImageError(told["reason"], told["detail"])
-    return jpeg, told["width"], told["height"]
+    answer = json.loads(head)
+    if "reason" in answer:
+        raise RejectedImageError(answer["reason"], answer["detail"])
+    return jpeg, answer["width"], answer["height"]
 
 
 def _read_all(descriptor: int) -> bytes | None:

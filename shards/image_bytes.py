@@ -1,6 +1,6 @@
 """Reading the image of a record: a file or a member of a tar, on this machine or behind a URL.
 
-Nothing outside the image folder is read, whatever the annotations name.
+Only files in the image folder are read, whichever paths the annotations name.
 """
 
 import errno

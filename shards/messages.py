@@ -23,7 +23,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def system_error(error: BaseException, arguments: Namespace | None = None) -> str:
-    """An error as one plain sentence: the path, what is wrong with it, no number of the system.
+    """An error as one plain sentence: the path and the cause, without the system's error number.
 
     Args:
         arguments: the parsed command line; the option that gave the path is named with it.

@@ -1,4 +1,4 @@
-"""Dealing an annotation file into train, val and test files of the same format.
+"""Dividing an annotation file into train, val and test files of the same format.
 
 The side of an image is a pure function of its name or id, the seed and the shares. So all rows of
 an image go to one side, and images stay where they are when others are added.
@@ -24,7 +24,7 @@ SIDES = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Shares:
-    """How images are dealt; the training set gets what the others leave."""
+    """The shares of the sides; the images of neither val nor test are for training."""
 
     val: float  # share of the images, 0 to 1
     test: float
@@ -36,7 +36,7 @@ class Shares:
                 f"--val {self.val:g} and --test {self.test:g} leave no image for train"
             )
         if self.val == self.test == 0:
-            raise ValueError("--val and --test are both 0: there is nothing to deal")
+            raise ValueError("--val and --test are both 0: there is nothing to divide")
 
     def side_of(self, image: int | str) -> str:
         """The side of an image, given by its id or file name.
@@ -59,7 +59,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Part:
-    """One side of the deal: the contents of its file, and what is in it."""
+    """The new file of one side, with its counts."""
 
     data: bytes
     num_images: int
@@ -67,7 +67,7 @@ class Part:
 
 
 def deal(path: Path, image_column: str, shares: Shares) -> dict[str, Part]:
-    """Deal an annotation file; nothing is written.
+    """Divide an annotation file, without writing anything.
 
     Args:
         image_column: of tables, the column or key that holds the file names of the images.
@@ -96,7 +96,7 @@ def _deal_table(path: Path, image_column: str, shares: Shares) -> dict[str, Part
     images: dict[str, set[str]] = {side: set() for side in shares.sides}
     for row in rows:
         side = shares.side_of(row.file_name)
-        # The last row of a file may lack a line end, and stands before others here.
+        # The last row of a file may lack a line end, and other rows may follow it in the new file.
         texts[side].append(row.text if row.text.endswith(("\n", "\r")) else row.text + "\n")
         images[side].add(row.file_name)
     return {
@@ -141,14 +141,14 @@ def write_parts(source: Path, out_dir: Path, parts: dict[str, Part], overwrite: 
     Args:
         overwrite: replace files that have other contents; else they are an error.
     Raises:
-        ValueError: a file would be replaced, the source among them, or belongs to a side that gets
-            no image now. Nothing is written then.
+        ValueError: a file would be replaced, which includes the source, or is left of a side that
+            gets no image now. No file is written in these cases.
     """
     suffix = source.suffix.lower()
     for side in SIDES:
         path = out_dir / f"{side}{suffix}"
         if path.resolve() == source.resolve():
-            raise ValueError(f"{path}: is the file that is dealt; choose another --out")
+            raise ValueError(f"{path}: is the file to be divided; choose another --out")
         if not persistently(path, path.exists):
             continue
         if side not in parts:
@@ -164,6 +164,6 @@ def write_parts(source: Path, out_dir: Path, parts: dict[str, Part], overwrite: 
 
 
 def part_line(path: Path, side: str, part: Part) -> str:
-    """One side of the deal for people."""
+    """One side as a line for people."""
     noun = "row" if is_table(path) else "caption"
     return f"  {side}: {counted(part.num_images, 'image')}, {counted(part.num_captions, noun)}"

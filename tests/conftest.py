@@ -16,7 +16,7 @@ settings.load_profile("capstream")
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
-    """63 training and 7 validation pictures, in uneven shards."""
+    """63 training and 7 validation images, in uneven shards."""
     folder = tmp_path_factory.mktemp("scenes")
     drawn = Scenes(folder / "data", folder / "tokenizer.json", folder / "train", folder / "val")
     draw_data_set(drawn.data, 70, seed=0)

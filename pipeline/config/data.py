@@ -13,8 +13,8 @@ class DataConfig:
         train: folder of the training shards, a path or a URL such as s3://bucket/folder.
         val: folder of the validation shards, a path or a URL; null for no evaluation.
         global_batch_size: images of a step, over all processes and accumulation steps.
-        captions_per_image: captions used of an image in an epoch; where it has more, they are drawn
-            anew each epoch.
+        captions_per_image: largest number of captions of an image that an epoch uses. If an image
+            has more, each epoch chooses some of them at random.
         workers: loader workers of each training process; 0 loads in the process itself.
         image_size: side in pixels of the square that the encoder sees.
         min_crop: smallest side of a random training crop, as a fraction of the short side of the
@@ -24,8 +24,8 @@ class DataConfig:
             it to the largest number of machines that the run will ever have, or to a multiple of
             it; each machine then fetches the shards of its own streams only. It is part of the
             sample order and cannot change during a run.
-        max_bad: fraction of the samples, 0 to 1, that are allowed to be bad. Each bad sample is
-            reported and left out; more than this stop the run.
+        max_bad: largest fraction of bad samples, 0 to 1. Each bad sample is reported and left out.
+            If there are more of them, the run stops.
         cache_dir: folder for shards that were fetched from a URL. Use a disk of this machine, not
             shared storage. Null for a folder of yours in $TMPDIR or /var/tmp.
         cache_gb: largest size of that cache, in 10**9 bytes.

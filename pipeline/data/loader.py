@@ -126,7 +126,7 @@ class _BufferedDataset(Dataset[Any]):
         worker = get_worker_info()
         assert worker is not None
         buffer = self.buffers.take(worker.id)
-        if buffer is None:  # the consumer keeps many batches; torch's own way always works
+        if buffer is None:  # the consumer holds all of them; torch transfers this batch instead
             return self.dataset[slots]
         batch = self.dataset.load(slots, self.buffers.pixels(buffer))
         return BatchInBuffer(self.buffers, buffer, batch)

@@ -14,7 +14,7 @@ from pipeline.model.protocols import Decoder
 
 
 class Captioner(nn.Module):
-    """An encoder and a decoder that were made for each other."""
+    """An encoder and a decoder of the same model width D."""
 
     decoder: Decoder
 

@@ -1,4 +1,4 @@
-"""What the rest of the program relies on in any encoder and any decoder.
+"""The protocols that every encoder and every decoder follows.
 
 B images, K captions an image, N = B*K captions, P grid positions, S image side in pixels,
 D model width, H width of a decoder's states, L tokens, V vocabulary
@@ -11,10 +11,10 @@ from torch import nn
 
 
 class Encoded(NamedTuple):
-    """A batch of images as an encoder gives it. Nothing in it is copied for an image's captions."""
+    """A batch of images as an encoder gives it, one row an image however many captions it has."""
 
     pooled: torch.Tensor  # (B, D) float: each image as one vector
-    grid: torch.Tensor | None = None  # (B, P, D) float: each image by position; not all have it
+    grid: torch.Tensor | None = None  # (B, P, D) float: each image by position, if it has any
 
 
 class Encoder(Protocol):
@@ -27,9 +27,9 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """Encoded images and the tokens so far to the scores of the next token.
 
-    The rows of the N captions are grouped by image: row n belongs to image n // K. What is computed
-    from the image alone, such as the keys of an attention, is kept once for each image in the state
-    and shared by its K rows.
+    The rows of the N captions are grouped by image: row n belongs to image n // K. A decoder
+    keeps values that depend on the image alone, such as the keys of an attention, once for each
+    image in the state; the K rows of the image share them.
     """
 
     to_words: nn.Linear  # states (..., H) to scores (..., V); its input needs no further dropout
@@ -48,7 +48,7 @@ class Decoder(Protocol):
         """The state before the first token: one caption an image, N = B."""
 
     def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Go on by one token.
+        """Advance by one token.
 
         Args:
             tokens: (N,) int64, the tokens chosen last; BOS at the beginning.
@@ -62,8 +62,8 @@ class Decoder(Protocol):
 
         Args:
             state: for N captions.
-            index: (N',) int64, the row that each new row goes on from. Each image keeps its place
-                and gets equally many rows, N' / B; a row goes on from a row of its own image.
+            index: (N',) int64, for each new row the row whose state it continues, a row of the same
+                image. The images keep their order, with N' / B rows each.
         Returns:
             A state for N' captions.
         """

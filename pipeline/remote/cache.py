@@ -1,6 +1,6 @@
-"""The cache of remote shards: whole, verified shards in bounded space, shared by a machine's ranks.
+"""The cache of remote shards: verified shards in bounded space, shared by a machine's ranks.
 
-    ROOT/                          data.cache_dir/capstream-cache; Capstream may remove all in it
+    ROOT/                          data.cache_dir/capstream-cache; Capstream may delete its files
       .lock                        held while a process makes room or puts a file in its place
       DIGEST/                      of the manifest, so that other or changed data sets never mix
         manifest.json, tokenizer.json, index.npz
@@ -35,7 +35,7 @@ class ShardCache:
         folder: ROOT/DIGEST.
         shards: of the manifest.
         max_bytes: limit for all shards under ROOT together, downloads in progress included.
-        prefetch_bytes: how much `pipeline.remote.prefetch` may fetch in advance.
+        prefetch_bytes: limit for the shards that `pipeline.remote.prefetch` fetches in advance.
     """
 
     url: str
@@ -109,7 +109,9 @@ class ShardCache:
         try:
             fetch_verified(self.url, shard.file, part, shard.sha256, shard.num_bytes, patience_s)
             descriptor = os.open(part, os.O_RDONLY)
-            with locked(path.parent.parent):  # or a count of files may miss it under both names
+            # Without the lock, a process that adds up the sizes of all files could miss this one:
+            # it may look for the .tar before the renaming and for the .part after it.
+            with locked(path.parent.parent):
                 os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ def locate_data_sets(
         raise ValueError(
             f"{option}_gb: {cache_gb:g} GB is too small for the shards that are needed at once "
             f"(in training those of two shuffle blocks); {_round_up_gb(sum(least))} is the least "
-            "that works, and more lets downloads run in advance"
+            "that works, and a larger cache allows prefetch"
         )
     spare = max_bytes - sum(least)
     located = []
@@ -89,7 +89,10 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
 
 
 def _fetch_index(url: str, manifest: Manifest, folder: Path) -> None:
-    """Fetch all that opening a data set needs. The manifest comes last: it marks the rest whole."""
+    """Fetch the files that opening a data set needs.
+
+    The manifest is written last. If it is there, the other files are complete.
+    """
     for name, sha256 in ((INDEX, manifest.index_sha256), (TOKENIZER, manifest.tokenizer_sha256)):
         temporary = folder / f".{name}.tmp"
         fetch_verified(url, name, temporary, sha256)

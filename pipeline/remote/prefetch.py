@@ -10,8 +10,8 @@ from pipeline.remote.cache import ShardCache
 
 PARALLEL = 4  # downloads at a time: one connection rarely uses the whole bandwidth
 RENEW_S = 1.0  # least time between two computations of which shards come next
-MAX_CPU_SHARE = 0.01  # of one core that these computations take, as the trainer needs it
-IDLE_S = 0.1  # a thread that has nothing to fetch waits so long before it looks again
+MAX_CPU_SHARE = 0.01  # of one core, that these computations may take; the trainer needs the rest
+IDLE_S = 0.1  # a thread that has nothing to fetch waits this long before it looks again
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def prefetch_shards(
 ) -> Iterator[T]:
     """Yield `batches` unchanged, while threads fetch the shards of the batches to come.
 
-    An error in a thread stops nothing. Whoever reads the shard meets the error again and raises it.
+    An error in a thread is ignored: the process that reads the shard tries again and raises it.
 
     Args:
         batches: read their samples through the cache.
@@ -41,7 +41,7 @@ def prefetch_shards(
 
 
 class _Prefetcher:
-    """What the threads of `prefetch_shards` share."""
+    """The state that the threads of `prefetch_shards` share."""
 
     def __init__(self, cache: ShardCache, needed: Callable[[int], Iterable[int]]) -> None:
         self.num_yielded = 0  # batches

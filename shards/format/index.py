@@ -1,4 +1,4 @@
-"""The index of a data set: the position of every sample, so that one read finds any of them."""
+"""The index of a data set: the position of every sample, so that each one takes a single read."""
 
 import zipfile
 from collections.abc import Sequence

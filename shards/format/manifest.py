@@ -71,7 +71,7 @@ def check_index(folder: Path, manifest: Manifest) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest. It is the last file of a build: where it is, the data set is whole."""
+    """Write the manifest. It is the last file of a build: with it, the data set is complete."""
     text = json.dumps(_manifest_value(manifest), indent=2, sort_keys=True, ensure_ascii=False)
     write_atomic(folder / MANIFEST, text.encode() + b"\n")
 

@@ -1,4 +1,4 @@
-"""The sidecar of a shard: what the finished tar holds. It is written after the tar."""
+"""The sidecar of a shard: the contents of its finished tar. It is written after the tar."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +18,7 @@ QUARANTINE_PARTS = ("caption", "detail", "file_name", "image_id", "reason")
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What one finished shard holds. A shard without a sidecar is not finished."""
+    """The contents of one finished shard. A shard without a sidecar is not finished."""
 
     shard: str  # file name of the tar
     number: int

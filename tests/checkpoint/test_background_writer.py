@@ -82,7 +82,7 @@ def check_steps(writer: BackgroundWriter) -> None:
         time.sleep(0.01)
 
 
-def test_a_failed_commit_is_heard_everywhere(
+def test_every_method_raises_after_a_failed_commit(
     writer: BackgroundWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(*arguments: object) -> None:

@@ -22,7 +22,7 @@ BAD = (3, 41)  # sample numbers
 
 @pytest.fixture(scope="module")
 def damaged(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The training shards with one bit of a picture and one of a JSON flipped."""
+    """The training shards with one bit of an image and one of a JSON flipped."""
     folder = tmp_path_factory.mktemp("damaged") / "train"
     shutil.copytree(scenes.train, folder)
     index, manifest = read_index(folder), read_manifest(folder)
@@ -41,7 +41,7 @@ def ids_of(folder: Path, *samples: int) -> set[int]:
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 2)])
-def test_damaged_samples_are_named_counted_and_left_out(
+def test_bad_samples_are_named_counted_and_left_out(
     damaged: Path, tmp_path: Path, processes: int, workers: int
 ) -> None:
     done = train(
@@ -66,7 +66,7 @@ def test_damaged_samples_are_named_counted_and_left_out(
     assert events.Scalars("data/bad_samples")[-1].value == 4
 
 
-def test_too_many_damaged_samples_stop_the_run(damaged: Path, tmp_path: Path) -> None:
+def test_too_many_bad_samples_stop_the_run(damaged: Path, tmp_path: Path) -> None:
     done = train(
         2, "--data.train", damaged, "--run_dir", tmp_path / "run", "--train.epochs", 1,
         "--data.max_bad", 0.02,
@@ -75,10 +75,10 @@ def test_too_many_damaged_samples_stop_the_run(damaged: Path, tmp_path: Path) ->
     assert "2 bad samples of 63, more than max_bad (2.00%) allows" in done.stderr
 
 
-def test_a_picture_that_does_not_decode_and_a_token_too_large_are_damage(
+def test_an_image_that_does_not_decode_and_a_token_too_large_are_bad_samples(
     scenes: Scenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What carries a right crc32 all the same: packed by others, or with other words."""
+    """Samples with a correct crc32: packed by other software, or with another vocabulary."""
     shards = ShardFolder(scenes.train)
     whole = shards.read
 

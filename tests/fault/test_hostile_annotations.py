@@ -119,12 +119,12 @@ def spoilt_file(rng: random.Random, folder: Path) -> Path:
 
 @pytest.fixture
 def images(scenes: Scenes, tmp_path: Path) -> Path:
-    """A folder of three pictures; beside it lies one that must not be reached."""
+    """A folder of three images; beside it lies one that must not be reached."""
     folder = tmp_path / "images"
     folder.mkdir()
     drawn = sorted((scenes.data / "train2017").iterdir())
-    for name, picture in zip(NAMES, drawn, strict=False):
-        (folder / name).write_bytes(picture.read_bytes())
+    for name, image in zip(NAMES, drawn, strict=False):
+        (folder / name).write_bytes(image.read_bytes())
     (tmp_path / "secret.jpg").write_bytes(drawn[5].read_bytes())
     return folder
 

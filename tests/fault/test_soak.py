@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def many(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of tiny pictures."""
+    """Shards of tiny images."""
     folder = tmp_path_factory.mktemp("many")
     (folder / "images").mkdir()
     for number in range(100):

@@ -138,7 +138,7 @@ def test_flips_cuts_and_zeroed_blocks_in_a_finished_data_set(finished: Path, cas
 # -------------------------------------------------------------------- tars that are to be indexed
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (16, 16), (40 * number, 90, 30)).save(data, "JPEG")
     return data.getvalue()
@@ -149,7 +149,7 @@ def write_tar(path: Path, form: int = tarfile.USTAR_FORMAT, prefix: str = "") ->
     members = {}
     with tarfile.open(path, "w", format=form) as tar:
         for number in range(NUM_SAMPLES):
-            for name, data in ((f"{prefix}s{number}.jpg", picture(number)),
+            for name, data in ((f"{prefix}s{number}.jpg", image(number)),
                                (f"{prefix}s{number}.txt", CAPTION)):  # fmt: skip
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
@@ -160,7 +160,7 @@ def write_tar(path: Path, form: int = tarfile.USTAR_FORMAT, prefix: str = "") ->
 
 @pytest.fixture
 def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for one tar. Pictures are checked in this process: thousands of forks are slow."""
+    """A folder for one tar. Images are checked in this process: thousands of forks are slow."""
     monkeypatch.setattr(shards.index_tars, "bounded_in_own_process", lambda decode: decode())
     folder = tmp_path / "foreign"
     folder.mkdir()
@@ -234,11 +234,11 @@ def test_a_flipped_header_loses_no_sample(foreign: Path, scenes: Scenes, cases: 
 
 @FEW_OR_MANY
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_a_flip_in_a_long_name_loses_no_picture(
+def test_a_flip_in_a_long_name_loses_no_image(
     foreign: Path, scenes: Scenes, form: int, cases: int
 ) -> None:
     members = write_tar(foreign / "t.tar", form, prefix="n" * 120)
-    pictures = {zlib.crc32(data) for name, data in members.items() if name.endswith(".jpg")}
+    images = {zlib.crc32(data) for name, data in members.items() if name.endswith(".jpg")}
     data = (foreign / "t.tar").read_bytes()
     with tarfile.open(foreign / "t.tar") as tar:
         headers = [(member.offset, member.offset_data) for member in tar]
@@ -250,7 +250,7 @@ def test_a_flip_in_a_long_name_loses_no_picture(
         found = index_or_refusal(foreign, scenes)
         if not isinstance(found, str):
             indexed = [member.image.crc32 for sidecar in found for member in sidecar.members]
-            assert set(indexed) <= pictures
+            assert set(indexed) <= images
             assert len(set(indexed)) + num_left_out(found) >= NUM_SAMPLES
 
 

@@ -52,12 +52,12 @@ def start(log: Path, *settings: object) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_damaged_sample_ends_a_run_with_loader_processes(scenes: Scenes, tmp_path: Path) -> None:
+def test_a_bad_sample_ends_a_run_with_loader_workers(scenes: Scenes, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(scenes.train, damaged)
     tar = damaged / read_manifest(damaged).shards[2].file
     data = bytearray(tar.read_bytes())
-    data[700] ^= 1  # in the first picture
+    data[700] ^= 1  # in the first image
     tar.write_bytes(data)
     started = time.monotonic()
     done = train(

@@ -1,4 +1,4 @@
-"""The sample data set: its captions are true, its pictures reproducible, its layout COCO's."""
+"""The sample data set: its captions are true, its images reproducible, its layout COCO's."""
 
 from __future__ import annotations
 
@@ -247,14 +247,14 @@ def test_shapes_touch_neither_each_other_nor_the_edge() -> None:
     assert MARGIN + 2 * STEP + JITTER + radius + max(SHADOW) <= SIDE
 
 
-def test_pictures_differ_and_show_their_colours() -> None:
+def test_images_differ_and_show_their_colours() -> None:
     for shape, colour, background in itertools.product(SHAPES, COLOURS, BACKGROUNDS):
         scene = Scene(background, (Shape(shape, colour, "small", "top right"),))
-        picture, again = (draw_scene(scene, random.Random(seed)) for seed in (1, 2))
-        assert picture.size == (SIDE, SIDE)
-        assert picture.mode == "RGB"
-        assert picture.tobytes() != again.tobytes()
-        counts = picture.getcolors(SIDE * SIDE)
+        image, again = (draw_scene(scene, random.Random(seed)) for seed in (1, 2))
+        assert image.size == (SIDE, SIDE)
+        assert image.mode == "RGB"
+        assert image.tobytes() != again.tobytes()
+        counts = image.getcolors(SIDE * SIDE)
         assert counts is not None
         top = {nearest(seen) for _, seen in sorted(counts, reverse=True)[:3]}
         assert {colour, background} <= top
@@ -293,9 +293,9 @@ def test_coco_layout(data_dir: Path) -> None:
             assert len(notes) == 5
             scene = scene_from_json(image["scene"])
             assert all(caption_is_true(note["caption"], scene) for note in notes)
-            with Image.open(data_dir / f"{split}2017" / image["file_name"]) as picture:
-                assert picture.size == (image["width"], image["height"])
-                assert picture.format == "JPEG"
+            with Image.open(data_dir / f"{split}2017" / image["file_name"]) as opened:
+                assert opened.size == (image["width"], image["height"])
+                assert opened.format == "JPEG"
 
 
 def test_no_val_scene_in_train(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_nothing_is_replaced_without_being_asked(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--val", 0.5, "--test", 0.5), "leave no image for train"),
-        (("--val", 0, "--test", 0), "nothing to deal"),
+        (("--val", 0, "--test", 0), "nothing to divide"),
         (("--val", 2), "--val: must be a share from 0 to 1"),
         (("--image_column", "file"), "no column 'file'"),
         (("--val", 0.0001), "no image falls to the side 'val'"),
@@ -179,5 +179,5 @@ def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     before = path.read_bytes()
     done = run_shards("split", "--annotations", path, "--out", tmp_path, "--overwrite")
     assert done.returncode == 2
-    assert "is the file that is dealt" in done.stderr
+    assert "is the file to be divided" in done.stderr
     assert path.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Real COCO and Flickr8k pictures, where they lie beside the checkout."""
+"""Real COCO and Flickr8k images, where they lie beside the checkout."""
 
 import json
 import re

@@ -117,9 +117,7 @@ def test_a_run_that_ended_with_an_incomplete_batch_is_not_extended(
     one_line(train(1, *settings, "--train.epochs", 2), "incomplete batch", "train.epochs")
 
 
-def test_a_run_evaluates_keeps_the_best_and_captions_pictures(
-    scenes: Scenes, tmp_path: Path
-) -> None:
+def test_a_run_evaluates_keeps_the_best_and_captions_images(scenes: Scenes, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = (
         "--data.train", scenes.train, "--data.val", scenes.val, "--run_dir", run,
@@ -165,9 +163,9 @@ def test_a_run_evaluates_keeps_the_best_and_captions_pictures(
     rows = json.loads(results.read_text())
     assert [set(row) for row in rows] == [{"image_id", "caption"}] * 7
 
-    picture = next((scenes.data / "val2017").glob("*.jpg"))
+    image = next((scenes.data / "val2017").glob("*.jpg"))
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.caption", "--checkpoint", str(best), str(picture),
+        [sys.executable, "-m", "pipeline.caption", "--checkpoint", str(best), str(image),
          "--json", "--sheet", str(tmp_path / "sheet.png")],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -275,7 +273,7 @@ def test_a_run_folder_that_cannot_be_one_is_one_line(scenes: Scenes, tmp_path: P
 
 
 def test_a_damaged_index_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
-    """Its keys have no checksum of their own; a wrong one would name another picture."""
+    """Its keys have no checksum of their own; a wrong one would name another image."""
     folder = tmp_path / "train"
     shutil.copytree(scenes.train, folder)
     data = bytearray((folder / "index.npz").read_bytes())

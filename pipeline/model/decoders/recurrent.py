@@ -25,7 +25,7 @@ LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU}
 class RecurrentDecoder(nn.Module):
     """Token embedding, one LSTM or GRU layer, a linear layer to the vocabulary.
 
-    The image enters as the input of t=0, so the states hold all that belongs to it.
+    The image enters as the input of t=0, and only the recurrent state carries it on.
     Source: Vinyals et al., Show and Tell, arXiv:1411.4555, eq. 10 to 12.
     """
 
@@ -92,7 +92,7 @@ class RecurrentDecoder(nn.Module):
         return state
 
     def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Go on by one token: (N,) int64 and a state -> (N, H) float and the new state."""
+        """Advance by one token: (N,) int64 and a state -> (N, H) float and the new state."""
         output, state = self.rnn(self.embed(tokens)[:, None], state)
         return output[:, 0], state
 

@@ -1,4 +1,4 @@
-"""2,000 spoilt pictures: each is packed or named in quarantine, and none takes long."""
+"""2,000 altered images: each is packed or named in quarantine, and none takes long."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ from support.shards import Scenes, run_shards
 from shards.guard import IMAGE_CPU_S, bounded
 from shards.images import ImagePolicy, RejectedImageError, pack_image
 
-NUM_PICTURES = 2_000
+NUM_IMAGES = 2_000
 SLOWEST_S = IMAGE_CPU_S
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -32,27 +32,27 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def good_pictures() -> list[bytes]:
+def good_images() -> list[bytes]:
     """One of each kind that cameras, scanners and the web give."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (60, 90, 3), np.uint8)
-    picture = Image.fromarray(np.repeat(np.repeat(noise, 3, 0), 3, 1))
-    small = picture.resize((90, 60))
+    large = Image.fromarray(np.repeat(np.repeat(noise, 3, 0), 3, 1))
+    small = large.resize((90, 60))
     grey16 = Image.fromarray(rng.integers(0, 65535, (60, 90), np.uint16))
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [small.rotate(90 * turn) for turn in range(3)]
     animation = {"save_all": True, "append_images": frames[1:], "duration": 50}
     return [
-        encoded(picture, "JPEG", quality=85),
-        encoded(picture, "JPEG", progressive=True, exif=exif),
-        encoded(picture.convert("L"), "JPEG"),
-        encoded(picture.convert("CMYK"), "JPEG"),
-        encoded(picture, "PNG"),
+        encoded(large, "JPEG", quality=85),
+        encoded(large, "JPEG", progressive=True, exif=exif),
+        encoded(large.convert("L"), "JPEG"),
+        encoded(large.convert("CMYK"), "JPEG"),
+        encoded(large, "PNG"),
         encoded(small.convert("P"), "PNG"),
         encoded(small.convert("RGBA"), "PNG"),
         encoded(grey16, "PNG"),
-        encoded(picture, "WEBP"),
+        encoded(large, "WEBP"),
         encoded(small.convert("RGBA"), "WEBP", lossless=True),
         encoded(frames[0], "WEBP", **animation),
         encoded(frames[0], "PNG", **animation),
@@ -89,10 +89,10 @@ def truncate(rng: random.Random, data: bytes) -> bytes:
 
 
 def flip_bits(rng: random.Random, data: bytes) -> bytes:
-    spoilt = bytearray(data)
+    altered = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8, 64))):
-        spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
-    return bytes(spoilt)
+        altered[rng.randrange(len(altered))] ^= 1 << rng.randrange(8)
+    return bytes(altered)
 
 
 def flip_header_bits(rng: random.Random, data: bytes) -> bytes:
@@ -118,59 +118,59 @@ MUTATIONS: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
-def spoilt_pictures(count: int) -> list[bytes]:
+def altered_images(count: int) -> list[bytes]:
     rng = random.Random(0)
-    good = good_pictures()
+    good = good_images()
     return [rng.choice(MUTATIONS)(rng, good[number % len(good)]) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[bytes]:
-    return spoilt_pictures(NUM_PICTURES)
+def images() -> list[bytes]:
+    return altered_images(NUM_IMAGES)
 
 
-def test_each_spoilt_picture_is_packed_or_named(
-    scenes: Scenes, tmp_path: Path, pictures: list[bytes]
+def test_each_altered_image_is_packed_or_named(
+    scenes: Scenes, tmp_path: Path, images: list[bytes]
 ) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
+    folder = tmp_path / "images"
+    folder.mkdir()
     suffixes = (".jpg", ".png", ".webp", ".jpg", ".tif", "")  # mostly wrong
-    names = [f"{number:05d}{suffixes[number % 6]}" for number in range(len(pictures))]
-    for name, data in zip(names, pictures, strict=True):
-        (images / name).write_bytes(data)
+    names = [f"{number:05d}{suffixes[number % 6]}" for number in range(len(images))]
+    for name, data in zip(names, images, strict=True):
+        (folder / name).write_bytes(data)
     table = tmp_path / "captions.jsonl"
     lines = [json.dumps({"image": name, "caption": "a red circle"}) for name in names]
     table.write_text("\n".join(lines))
     done = run_shards(
-        "build", "--images", images, "--annotations", table, "--tokenizer", scenes.tokenizer,
+        "build", "--images", folder, "--annotations", table, "--tokenizer", scenes.tokenizer,
         "--out", tmp_path / "out", "--resize-short", 64, "--workers", 2, "--max_rejected", 1,
         "--samples-per-shard", 250, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
-    assert report["images_packed"] + sum(report["rejected"].values()) == len(pictures)
+    assert report["images_packed"] + sum(report["rejected"].values()) == len(images)
     assert set(report["rejected"]) <= {
         "damaged image", "empty file", "format not allowed", "image too large", "too costly",
     }  # fmt: skip
     assert report["rejected"].get("too costly", 0) == 0  # bombs go by their header
-    assert report["images_packed"] > len(pictures) // 5
+    assert report["images_packed"] > len(images) // 5
     checked = run_shards("verify", tmp_path / "out")
     assert checked.returncode == 0, checked.stdout
 
 
-def test_no_spoilt_picture_takes_long(pictures: list[bytes]) -> None:
+def test_no_altered_image_takes_long(images: list[bytes]) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:  # which would break if one crashed it
-        seconds = pool.submit(seconds_of_each, pictures).result()
-    assert len(seconds) == NUM_PICTURES
+        seconds = pool.submit(seconds_of_each, images).result()
+    assert len(seconds) == NUM_IMAGES
     assert max(seconds) < SLOWEST_S
 
 
-def seconds_of_each(pictures: list[bytes]) -> list[float]:
+def seconds_of_each(images: list[bytes]) -> list[float]:
     policy = ImagePolicy(resize_short=64, quality=90)
     seconds = []
-    for data in pictures:
+    for data in images:
         started = time.monotonic()
         with contextlib.suppress(RejectedImageError):
             bounded(lambda data=data: pack_image(data, policy))  # type: ignore[misc]
