@@ -28,8 +28,6 @@ import torch
 from accelerate.utils import send_to_device
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.runtime.world import read_world
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.pictures import add_picture_options, make_shards, trainer_batches
@@ -48,6 +46,7 @@ from pipeline.config.run import Config
 from pipeline.config.training import TrainConfig
 from pipeline.objectives.cross_entropy import CrossEntropy
 from pipeline.objectives.objective import Prepared
+from pipeline.runtime.world import read_world
 from pipeline.training.inputs import prepare
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.trainer import fit
