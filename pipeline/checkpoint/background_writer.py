@@ -10,8 +10,7 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 
-from pipeline.checkpoint import commit as commit_module
-from pipeline.checkpoint.commit import RunRecord
+from pipeline.checkpoint.commit import RunRecord, commit
 from pipeline.checkpoint.folder import prune
 from pipeline.checkpoint.state import TrainState
 from pipeline.runtime.errors import ExplainedError
@@ -112,7 +111,7 @@ class BackgroundWriter:
         self, state: TrainState, model: dict[str, torch.Tensor], optimizer: dict[str, Any]
     ) -> None:
         try:
-            commit_module.commit(self._checkpoints, self._record, state, model, optimizer)
+            commit(self._checkpoints, self._record, state, model, optimizer)
             prune(self._checkpoints, self._keep)
         except BaseException as error:  # the main thread raises it
             self._failure = error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.checkpoint.commit import step_of
-from pipeline.checkpoint.folder import BEST, commits
+from pipeline.checkpoint.folder import BEST, list_checkpoints
 from shards.atomic import fsync_folder, write_atomic
 from shards.format.stored_json import canonical_json
 
@@ -72,7 +72,7 @@ def mark_best(checkpoints: Path, scores: Scores) -> None:
     In a run without evaluations it points to the newest checkpoint. A scored checkpoint that is no
     longer there, because it was damaged, does not count.
     """
-    found = {step_of(path): path for path in commits(checkpoints)}
+    found = {step_of(path): path for path in list_checkpoints(checkpoints)}
     scored = [step for step in found if step in scores.by_step]
     if scored:
         best = max(scored, key=lambda step: (scores.by_step[step][SELECTED_BY], -step))
@@ -81,11 +81,11 @@ def mark_best(checkpoints: Path, scores: Scores) -> None:
         _point_to(found[max(found)])
 
 
-def _point_to(commit_path: Path) -> None:
+def _point_to(checkpoint: Path) -> None:
     """Replace the link atomically."""
-    link = commit_path.parent / BEST
+    link = checkpoint.parent / BEST
     temporary = link.with_name(f".{BEST}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(commit_path.name)
+    temporary.symlink_to(checkpoint.name)
     os.replace(temporary, link)
     fsync_folder(link.parent)

@@ -101,12 +101,12 @@ def commit(
     return final
 
 
-def step_of(commit_path: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint is named by."""
-    return int(commit_path.name.removeprefix("step-"))
+    return int(checkpoint.name.removeprefix("step-"))
 
 
-def check_commit(path: Path) -> None:
+def check_checkpoint(path: Path) -> None:
     """Compare every file of a checkpoint with its digest.
 
     Raises:

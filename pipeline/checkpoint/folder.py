@@ -21,7 +21,7 @@ BEST = "best"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
-def commits(checkpoints: Path) -> Iterator[Path]:
+def list_checkpoints(checkpoints: Path) -> Iterator[Path]:
     """The checkpoints of a run, oldest first."""
     found = [path for path in checkpoints.glob("step-*") if _NAME.fullmatch(path.name)]
     yield from sorted(found, key=step_of)
@@ -36,7 +36,7 @@ def prune(checkpoints: Path, keep: int) -> None:
         OSError: a checkpoint cannot be renamed.
     """
     best = (checkpoints / BEST).resolve()
-    for path in list(commits(checkpoints))[:-keep]:
+    for path in list(list_checkpoints(checkpoints))[:-keep]:
         if path.resolve() != best:
             # Renamed first, so that a half-deleted folder is never taken for a checkpoint.
             path.rename(temporary_path(path))
@@ -49,18 +49,18 @@ def prune(checkpoints: Path, keep: int) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def set_aside(commit_path: Path) -> Path:
+def set_aside(checkpoint: Path) -> Path:
     """Rename a damaged checkpoint, so that the run can write a checkpoint of that step again.
 
     Returns:
         Its new path, `damaged-NAME` beside it.
     """
-    link = commit_path.parent / BEST
-    if link.is_symlink() and link.resolve() == commit_path.resolve():
+    link = checkpoint.parent / BEST
+    if link.is_symlink() and link.resolve() == checkpoint.resolve():
         link.unlink()
     endings = itertools.chain([""], (f".{number}" for number in itertools.count(1)))
-    tried = (commit_path.with_name(f"damaged-{commit_path.name}{ending}") for ending in endings)
+    tried = (checkpoint.with_name(f"damaged-{checkpoint.name}{ending}") for ending in endings)
     aside = next(path for path in tried if not path.exists())
-    commit_path.rename(aside)
+    checkpoint.rename(aside)
     fsync_folder(aside.parent)
     return aside

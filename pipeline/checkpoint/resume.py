@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.checkpoint.best import SCORES, Scores
-from pipeline.checkpoint.commit import check_commit, load_state
-from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.commit import check_checkpoint, load_state
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.checkpoint.identity import RunIdentity
 
 
@@ -15,11 +15,11 @@ class ResumePoint:
     """Where a run continues.
 
     Args:
-        commit: the checkpoint; none starts from the beginning.
+        checkpoint: the checkpoint; none starts from the beginning.
         damaged: newer checkpoints that are damaged and not used -> what is wrong with each.
     """
 
-    commit: Path | None = None
+    checkpoint: Path | None = None
     damaged: Mapping[Path, str] = field(default_factory=dict)
 
 
@@ -32,7 +32,7 @@ def find_resume_point(checkpoints: Path, policy: str) -> ResumePoint:
         ValueError: there are checkpoints and the policy is `never`; the newest is damaged and the
             policy is `auto`; all are damaged.
     """
-    found = list(commits(checkpoints))
+    found = list(list_checkpoints(checkpoints))
     if found and policy == "never":
         raise ValueError(
             f"run_dir: {checkpoints.parent} already holds checkpoints; name another folder, or set "
@@ -41,7 +41,7 @@ def find_resume_point(checkpoints: Path, policy: str) -> ResumePoint:
     damaged: dict[Path, str] = {}
     for path in reversed(found):
         try:
-            check_commit(path)
+            check_checkpoint(path)
         except ValueError as error:
             damaged[path] = str(error)
             if len(found) > 1 and policy == "auto":
@@ -60,7 +60,7 @@ def find_resume_point(checkpoints: Path, policy: str) -> ResumePoint:
 
 
 def check_continues(
-    commit: Path, identity: RunIdentity, batch_size: int, num_slots: int, num_steps: int
+    checkpoint: Path, identity: RunIdentity, batch_size: int, num_slots: int, num_steps: int
 ) -> None:
     """Whether the run as it is now configured is the one that wrote the checkpoint.
 
@@ -72,26 +72,26 @@ def check_continues(
     Raises:
         ValueError: names the setting that differs.
     """
-    state, saved = load_state(commit)
+    state, saved = load_state(checkpoint)
     for name, then, now in saved.differences(identity):
         raise ValueError(
-            f"{commit}: was trained with another value of {name} ({then}, now {now}); to train "
+            f"{checkpoint}: was trained with another value of {name} ({then}, now {now}); to train "
             "from the beginning name another run_dir"
         )
     if state.step > num_steps:
         raise ValueError(
-            f"train.steps, train.epochs: they end the run after {num_steps:,} steps, but {commit} "
-            f"has done {state.step:,} already"
+            f"train.steps, train.epochs: they end the run after {num_steps:,} steps, but "
+            f"{checkpoint} has done {state.step:,} already"
         )
     if state.samples_consumed < state.step * batch_size and state.samples_consumed < num_slots:
         raise ValueError(
-            f"train.steps, train.epochs: {commit} ended a run with an incomplete batch, which a "
-            "longer run would have filled; continuing would leave those samples out. To train "
+            f"train.steps, train.epochs: {checkpoint} ended a run with an incomplete batch, which "
+            "a longer run would have filled; continuing would leave those samples out. To train "
             "longer name another run_dir"
         )
 
 
-def check_scores(commit: Path, scores: Scores, val_place: str, val_digest: str) -> None:
+def check_scores(checkpoint: Path, scores: Scores, val_place: str, val_digest: str) -> None:
     """Whether the scores so far and those to come are of the same validation set.
 
     Args:
@@ -103,7 +103,7 @@ def check_scores(commit: Path, scores: Scores, val_place: str, val_digest: str) 
     """
     if scores.data_digest not in (None, val_digest):
         raise ValueError(
-            f"data.val: {val_place} is not the validation set that {commit} was scored on; delete "
-            f"{commit.parent / SCORES} to select the best checkpoint by the new one alone, or name "
-            "another run_dir"
+            f"data.val: {val_place} is not the validation set that {checkpoint} was scored on; "
+            f"delete {checkpoint.parent / SCORES} to select the best checkpoint by the new one "
+            "alone, or name another run_dir"
         )

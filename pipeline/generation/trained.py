@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from pipeline.checkpoint.commit import CONFIG, TOKENIZER, check_commit, load_model_state
+from pipeline.checkpoint.commit import CONFIG, TOKENIZER, check_checkpoint, load_model_state
 from pipeline.config.parser import load_config
 from pipeline.config.run import Config
 from pipeline.generation.greedy import greedy
@@ -33,7 +33,7 @@ def load_trained(checkpoint: Path) -> Trained:
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    check_commit(checkpoint)
+    check_checkpoint(checkpoint)
     config = load_config(checkpoint / CONFIG)
     tokenizer = load_tokenizer(checkpoint / TOKENIZER)
     captioner = Captioner(config.model, tokenizer.get_vocab_size(), pretrained=False)

@@ -97,15 +97,15 @@ def prepare(config: Config, world: World) -> Run:
     identity = RunIdentity.of(config, manifest.digest, manifest.tokenizer_sha256, ALGORITHM)
     resume = find_resume_point(run_dir / "checkpoints", config.train.resume)
     scores = Scores()
-    if resume.commit:
-        check_continues(resume.commit, identity, batch_size, num_slots, num_steps)
-        scores = load_scores(run_dir / "checkpoints", step_of(resume.commit))
+    if resume.checkpoint:
+        check_continues(resume.checkpoint, identity, batch_size, num_slots, num_steps)
+        scores = load_scores(run_dir / "checkpoints", step_of(resume.checkpoint))
         if val_shards:
             digest = val_shards.manifest.digest
-            check_scores(resume.commit, scores, val_shards.location, digest)
+            check_scores(resume.checkpoint, scores, val_shards.location, digest)
     torch.manual_seed(config.seed)
     vocab_size = train_shards.tokenizer.get_vocab_size()
-    captioner = Captioner(config.model, vocab_size, pretrained=resume.commit is None)
+    captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
     _try_encoder(captioner, config)
     return Run(
         config=config,

@@ -22,17 +22,17 @@ def restore(
         The objective and the optimiser as accelerate wraps them, and how far the run is. The
         captioner inside the objective stays the one of the run.
     """
-    captioner, commit, state = run.captioner, run.resume.commit, TrainState()
+    captioner, checkpoint, state = run.captioner, run.resume.checkpoint, TrainState()
     optimizer = make_optimizer(captioner, run.config.optim)
-    if commit:
-        captioner.load_state_dict(load_model_state(commit))
-        state, _ = load_state(commit)
+    if checkpoint:
+        captioner.load_state_dict(load_model_state(checkpoint))
+        state, _ = load_state(checkpoint)
     _check_ranks_agree(run, state)
     objective = CrossEntropy(captioner).train()
     objective.to(memory_format=channels_last)  # the layout of the images
     model, wrapped = accelerator.prepare(objective, optimizer)
-    if commit:
-        saved = load_optimizer_state(commit)
+    if checkpoint:
+        saved = load_optimizer_state(checkpoint)
         decays = [group["weight_decay"] for group in wrapped.param_groups]
         wrapped.load_state_dict(saved["optimizer"])
         for group, decay in zip(wrapped.param_groups, decays, strict=True):
@@ -80,7 +80,7 @@ def first_line(accelerator: Accelerator, run: Run, state: TrainState) -> str:
     precision: str = run.config.train.precision
     if precision != "fp32" and accelerator.mixed_precision == "no":
         precision = f"fp32 ({precision} is for GPUs)"
-    start = f"from step {state.step:,}" if run.resume.commit else "from the beginning"
+    start = f"from step {state.step:,}" if run.resume.checkpoint else "from the beginning"
     if state.step >= run.num_steps:
         start = "all done already (train.steps and train.epochs set the end)"
     return (

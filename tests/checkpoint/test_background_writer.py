@@ -9,9 +9,10 @@ import pytest
 import torch
 from support.checkpoints import make_record
 
+from pipeline.checkpoint import background_writer
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint.background_writer import BackgroundWriter
-from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.checkpoint.state import TrainState
 
 
@@ -24,13 +25,13 @@ def writer(tmp_path: Path) -> BackgroundWriter:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Keep commits from being written until this is called."""
-    gate, commit = threading.Event(), checkpoint.commit
+    gate, commit = threading.Event(), background_writer.commit
 
     def wait_and_commit(*arguments: object) -> Path:
         assert gate.wait(30)
         return commit(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "commit", wait_and_commit)
+    monkeypatch.setattr(background_writer, "commit", wait_and_commit)
     return gate.set
 
 
@@ -50,10 +51,10 @@ def test_a_commit_holds_the_state_at_its_start(
         writer.start(*arguments)  # returns although nothing is written yet
         tensor.add_(1)
         arguments[2]["optimizer"]["param_groups"][0]["params"].append(1)
-        assert not list(commits(tmp_path / "c"))
+        assert not list(list_checkpoints(tmp_path / "c"))
         held()
-    (path,) = commits(tmp_path / "c")
-    checkpoint.check_commit(path)
+    (path,) = list_checkpoints(tmp_path / "c")
+    checkpoint.check_checkpoint(path)
     assert checkpoint.load_state(path)[0] == TrainState(step=1)
     assert torch.equal(checkpoint.load_model_state(path)["weight"], before)
     loaded = checkpoint.load_optimizer_state(path)["optimizer"]
@@ -72,7 +73,7 @@ def test_a_commit_waits_for_the_one_before(
         writer.start(*state(2, torch.zeros(1)))
         assert time.monotonic() - started > 0.2
         assert (tmp_path / "c" / "step-00000001").is_dir()
-    assert len(list(commits(tmp_path / "c"))) == 2
+    assert len(list(list_checkpoints(tmp_path / "c"))) == 2
 
 
 def check_steps(writer: BackgroundWriter) -> None:

@@ -29,7 +29,7 @@ def write(folder: Path, tokenizer: Path, step: int) -> Path:
 def test_a_commit_reads_back(tmp_path: Path, tokenizer: Path) -> None:
     path = write(tmp_path / "c", tokenizer, 12)
     assert path.name == "step-00000012"
-    commit.check_commit(path)
+    commit.check_checkpoint(path)
     assert commit.load_state(path) == (TrainState(step=12), make_identity())
     assert commit.load_model_state(path)["weight"].tolist() == [[12, 13, 14], [15, 16, 17]]
     assert commit.load_optimizer_state(path)["optimizer"]["state"][0]["step"] == 12.0
@@ -45,12 +45,12 @@ def test_every_damaged_or_missing_file_is_named(tmp_path: Path, tokenizer: Path)
         for broken in (whole[:-1], whole[: len(whole) // 2], bytes([whole[0] ^ 1]) + whole[1:]):
             file.write_bytes(broken)
             with pytest.raises(ValueError, match=f"damaged checkpoint.*{file.name}"):
-                commit.check_commit(path)
+                commit.check_checkpoint(path)
         file.unlink()
         with pytest.raises(ValueError, match=f"damaged checkpoint.*{file.name}"):
-            commit.check_commit(path)
+            commit.check_checkpoint(path)
         file.write_bytes(whole)
-    commit.check_commit(path)
+    commit.check_checkpoint(path)
 
 
 def test_old_commits_go_and_the_best_stays(tmp_path: Path, tokenizer: Path) -> None:
@@ -62,7 +62,7 @@ def test_old_commits_go_and_the_best_stays(tmp_path: Path, tokenizer: Path) -> N
     (folder / ".step-00000005.77.tmp").mkdir()
     (folder / ".best.77.tmp").symlink_to("step-00000002")
     folders.prune(folder, keep=1)
-    assert [p.name for p in folders.commits(folder)] == ["step-00000002", "step-00000030"]
+    assert [p.name for p in folders.list_checkpoints(folder)] == ["step-00000002", "step-00000030"]
     assert (folder / "best").resolve().name == "step-00000002"
     assert not list(folder.glob(".*"))
 
@@ -76,7 +76,7 @@ def test_a_commit_set_aside_makes_room_and_is_not_the_best(tmp_path: Path, token
         aside = folders.set_aside(path)
         assert aside.name == expected
         assert (aside / "model.safetensors").exists()
-        assert [p.name for p in folders.commits(folder)] == ["step-00000001"]
+        assert [p.name for p in folders.list_checkpoints(folder)] == ["step-00000001"]
         assert not (folder / "best").is_symlink()
     folders.prune(folder, keep=1)
     assert aside.exists()

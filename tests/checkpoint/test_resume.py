@@ -37,16 +37,16 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path: Path) 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
-    assert find_resume_point(checkpoints, "auto").commit is None
+    assert find_resume_point(checkpoints, "auto").checkpoint is None
     first, last = (write_checkpoint(tmp_path, TrainState(step=step)) for step in (1, 2))
-    assert find_resume_point(checkpoints, "auto").commit == last
+    assert find_resume_point(checkpoints, "auto").checkpoint == last
     with pytest.raises(ValueError, match="already holds checkpoints"):
         find_resume_point(checkpoints, "never")
     (last / "state.json").write_text("{}")
     with pytest.raises(ValueError, match=r"train\.resume previous"):
         find_resume_point(checkpoints, "auto")
     found = find_resume_point(checkpoints, "previous")
-    assert found.commit == first
+    assert found.checkpoint == first
     assert list(found.damaged) == [last]
     (first / "state.json").unlink()
     with pytest.raises(ValueError, match="no earlier checkpoint"):

@@ -10,7 +10,7 @@ from support.training import read_sample_log, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.checkpoint.commit import load_state
-from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.config.data import DataConfig
 from pipeline.data.dataset import EvalDataset, TrainDataset
 from pipeline.data.reader import ShardFolder
@@ -60,7 +60,7 @@ def test_bad_samples_are_named_counted_and_left_out(
     seen = [image_id for ids in steps.values() for image_id in ids]
     assert set(seen) == ids_of(damaged, *range(63)) - ids_of(damaged, *BAD)
     assert len(seen) == 2 * 61
-    assert load_state(list(commits(tmp_path / "run" / "checkpoints"))[-1])[0].num_bad == 4
+    assert load_state(list(list_checkpoints(tmp_path / "run" / "checkpoints"))[-1])[0].num_bad == 4
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert events.Scalars("data/bad_samples")[-1].value == 4

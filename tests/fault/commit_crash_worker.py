@@ -34,7 +34,7 @@ from support.checkpoints import make_record
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint.background_writer import BackgroundWriter
 from pipeline.checkpoint.best import Scores, load_scores, mark_best, save_scores
-from pipeline.checkpoint.folder import commits, prune
+from pipeline.checkpoint.folder import list_checkpoints, prune
 from pipeline.checkpoint.state import TrainState
 
 COUNTED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.fsync")
@@ -138,9 +138,9 @@ def make_fault(mode: str) -> Callable[[str | None], None]:
 
 def check_what_is_left(folder: Path, at_least: int) -> None:
     """Whatever was cut: all commits are whole, and the next start goes on from the newest."""
-    found = list(commits(folder))
+    found = list(list_checkpoints(folder))
     for path in found:
-        checkpoint.check_commit(path)
+        checkpoint.check_checkpoint(path)
         step = checkpoint.load_state(path)[0].step
         assert checkpoint.step_of(path) == step
         assert torch.equal(checkpoint.load_model_state(path)["weight"], tensors(step)[0]["weight"])
@@ -148,19 +148,19 @@ def check_what_is_left(folder: Path, at_least: int) -> None:
     newest = checkpoint.step_of(found[-1]) if found else 0
     assert newest >= at_least
     if (folder / "best").is_symlink():
-        checkpoint.check_commit(folder / "best")
+        checkpoint.check_checkpoint(folder / "best")
     assert set(load_scores(folder, LAST_STEP).by_step) <= {2}
 
     prune(folder, keep=1)
     assert not list(folder.glob(".*"))
-    assert len(list(commits(folder))) <= 2
+    assert len(list(list_checkpoints(folder))) <= 2
     following = checkpoint.commit(
         folder,
         make_record(folder.parent / "words"),
         TrainState(step=newest + 1),
         *tensors(newest + 1),
     )
-    checkpoint.check_commit(following)
+    checkpoint.check_checkpoint(following)
 
 
 def cut_operations(
@@ -192,7 +192,7 @@ def cut_writes(mode: str, place: Callable[[], Path], tokenizer: Path) -> Iterato
             folder = place()
             code = child(Limits(folder, path.name, limit), folder, tokenizer)
             assert code == (-signal.SIGXFSZ if mode == "kill" else NAMED), (path.name, limit, code)
-            assert [p.name for p in commits(folder)] == ["step-00000002"]
+            assert [p.name for p in list_checkpoints(folder)] == ["step-00000002"]
             check_what_is_left(folder, at_least=2)
             yield path.name
 

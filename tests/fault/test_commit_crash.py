@@ -93,12 +93,12 @@ def test_no_truncation_and_no_flipped_bit_is_loaded_in_silence(tmp_path: Path) -
         whole = file.read_bytes()
         for damaged in damages(whole, rng):
             file.write_bytes(damaged)
-            for load in (checkpoint.check_commit, load_trained):
+            for load in (checkpoint.check_checkpoint, load_trained):
                 with pytest.raises(ValueError, match="step-00000007: damaged checkpoint"):
                     load(path)
             num_cases += 1
         file.write_bytes(whole)
-        checkpoint.check_commit(path)
+        checkpoint.check_checkpoint(path)
     assert num_cases > len(FILES) * 250  # small files have fewer places than were drawn
 
 
@@ -112,18 +112,18 @@ def test_garbage_in_the_place_of_files_json_is_damage(tmp_path: Path, garbage: b
     path.mkdir()
     (path / "files.json").write_bytes(garbage)
     with pytest.raises(ValueError, match=r"step-00000001: damaged checkpoint \(files.json"):
-        checkpoint.check_commit(path)
+        checkpoint.check_checkpoint(path)
 
 
 def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001"
     (path / "files.json").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"damaged checkpoint \(files.json"):
-        checkpoint.check_commit(path)
+        checkpoint.check_checkpoint(path)
     (path / "files.json").rmdir()
     (path / "files.json").symlink_to("files.json")  # a loop
     with pytest.raises(ValueError, match=r"damaged checkpoint \(files.json"):
-        checkpoint.check_commit(path)
+        checkpoint.check_checkpoint(path)
     (path / "files.json").unlink()
     with pytest.raises(ValueError, match="step-00000001: not a checkpoint"):
-        checkpoint.check_commit(path)
+        checkpoint.check_checkpoint(path)

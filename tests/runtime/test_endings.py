@@ -14,8 +14,8 @@ from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
 from support.training import epochs, train, train_command
 
-from pipeline.checkpoint.commit import check_commit
-from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.commit import check_checkpoint
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.runtime.preemption import STOPPED
 from pipeline.runtime.run_lock import lock_run_dir
 from shards.format.manifest import read_manifest
@@ -130,8 +130,8 @@ def test_a_signal_to_the_whole_group_commits(
     )  # fmt: skip
     os.killpg(process.pid, number)
     assert process.wait(timeout=60) == STOPPED
-    (commit,) = commits(run / "checkpoints")
-    check_commit(commit)
+    (commit,) = list_checkpoints(run / "checkpoints")
+    check_checkpoint(commit)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -8,7 +8,7 @@ from support.shards import Scenes
 from support.training import tiny_settings
 
 from pipeline.checkpoint.commit import RunRecord, commit
-from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.parser import dump_config, parse_config
 from pipeline.distributed.process_group import join_processes
@@ -88,4 +88,4 @@ def test_damaged_checkpoints_are_renamed_and_named(settings: tuple[object, ...])
     (line,) = tidy_checkpoints(start(*settings, "--train.resume", "previous"))
     assert "optimizer.pt" in line
     assert line.endswith("not used, and renamed to damaged-step-00000002")
-    assert list(commits(run.checkpoints)) == [kept]
+    assert list(list_checkpoints(run.checkpoints)) == [kept]

@@ -18,14 +18,14 @@ from support.training import epochs, read_sample_log, train, train_command
 
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint.best import Scores, load_scores, save_scores
-from pipeline.checkpoint.folder import commits
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.runtime.preemption import STOPPED
 
 NUM_IMAGES = 63
 
 
 def newest(run_dir: Path) -> Path:
-    return list(commits(run_dir / "checkpoints"))[-1]
+    return list(list_checkpoints(run_dir / "checkpoints"))[-1]
 
 
 # (processes, loader workers of each)
@@ -129,7 +129,7 @@ def test_a_run_evaluates_keeps_the_best_and_captions_images(scenes: Scenes, tmp_
     assert done.stdout.count("CIDEr") == 2
     assert list((run / "tensorboard").glob("events*"))
     best = run / "checkpoints" / "best"
-    checkpoint.check_commit(best)
+    checkpoint.check_checkpoint(best)
     scores = load_scores(run / "checkpoints", 6)
     assert set(scores.by_step) == {3, 6}
 
@@ -140,7 +140,7 @@ def test_a_run_evaluates_keeps_the_best_and_captions_images(scenes: Scenes, tmp_
     done = train(1, *settings)
     assert done.returncode == 0, done.stderr
     assert set(load_scores(run / "checkpoints", 6).by_step) == {3, 6}
-    checkpoint.check_commit(best)
+    checkpoint.check_checkpoint(best)
 
     without = [*settings[:2], *settings[4:6], "--train.steps", 7]  # no data.val for a while
     assert train(1, *without).returncode == 0
@@ -182,7 +182,7 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
     )  # fmt: skip
     done = train(2, *settings)
     assert done.returncode == 0, done.stderr
-    found = list(commits(run / "checkpoints"))
+    found = list(list_checkpoints(run / "checkpoints"))
     assert [checkpoint.step_of(path) for path in found] == [1, 2, 3, 4]  # by the clock
     mapped = load_file(found[3] / "model.safetensors")
     expected = {name: weight.clone() for name, weight in mapped.items()}  # the file is cut now
@@ -198,11 +198,11 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
         (line,) = [line for line in done.stdout.splitlines() if f"damaged-{name}" in line]
         assert fault in line
         assert (run / "checkpoints" / f"damaged-{name}").is_dir()
-    found = list(commits(run / "checkpoints"))
+    found = list(list_checkpoints(run / "checkpoints"))
     assert [checkpoint.step_of(path) for path in found] == [1, 2, 3, 4]
     assert (run / "checkpoints" / "best").resolve() == found[3]
     for path in found:
-        checkpoint.check_commit(path)
+        checkpoint.check_checkpoint(path)
     weights = load_file(found[3] / "model.safetensors")
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     done = train(1, *settings, "--train.resume", "previous")  # nothing damaged: as auto
