@@ -40,7 +40,9 @@ class Command:
 COMMANDS = {
     "sample": Command("shards", "draw a captioned sample data set in COCO's layout"),
     "tokenizer": Command("shards", "make a tokenizer from captions"),
-    "split": Command("shards", "divide an annotation file into train, val and test files"),
+    "split": Command(
+        "shards", "divide an annotation file into train, val and test files of the same format"
+    ),
     "build": Command("shards", "pack images and tokenised captions into shards"),
     "finalize": Command("shards", "write the manifest and index once all shards are packed"),
     "index": Command("shards", "index existing WebDataset tars in place"),
