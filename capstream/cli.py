@@ -4,6 +4,7 @@ Each command runs the same module as `python -m MODULE`.
 """
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -69,6 +70,7 @@ def main() -> int:
     if command.launcher == "never":
         return _run_here(name, command.module, arguments)
     if "-h" in arguments or "--help" in arguments:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `... | head`
         code = _run_here(name, command.module, ["--help"])
         print(LAUNCHER_HELP.format(name=name), end="")
         if name == "train":
@@ -106,7 +108,8 @@ def _launch(name: str, command: Command, arguments: list[str]) -> int:
         options, rest = split_options(arguments, launcher_options())
         start_module(command.module, options, rest, say=True)
 
-    if command.launcher == "always":
+    prints_only = {"--print_config", "--print-config"} & set(arguments)
+    if command.launcher == "always" and not prints_only:
         return supervise(start)
     options, rest = split_options(arguments, launcher_options())
     return supervise(start) if options else _run_here(name, command.module, rest)

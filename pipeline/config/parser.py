@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from pipeline.config.rules import check_config
 from pipeline.config.run import Config
@@ -94,19 +94,34 @@ def _typed_parser(prog: str) -> ArgumentParser:
         prog=prog,
         usage="%(prog)s [-h] [--config FILE] [--SECTION.NAME VALUE ...]",
         description="Train an image captioner.",
+        formatter_class=_TypesInWords,
         exit_on_error=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file of settings; of several, the later one wins"
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML file of settings; of several, the later one wins",
     )
     parser.add_argument(
-        "--print_config", action="store_true", help="print all settings as YAML, and exit"
+        "--print_config",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print all settings as YAML, and exit",
     )
     parser.add_class_arguments(Config)
     for action in parser._actions:
         if action.metavar == "CONFIG":  # hides `--data FILE` and the like, which are not accepted
             action.help = argparse.SUPPRESS
     return parser
+
+
+class _TypesInWords(DefaultHelpFormatter):
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        """Called by jsonargparse; it would show `Literal['lstm', 'gru']`, or `str | null`."""
+        hint = getattr(action, "_typehint", None) or action.type
+        listed = get_origin(hint) is Literal or hint is bool  # the option shows {lstm,gru} itself
+        return None if hint is None or listed else _expected(hint)
 
 
 class _Options(CommandParser):

@@ -240,6 +240,8 @@ def test_help_is_answered_before_anything_slow_is_imported() -> None:
     assert done.returncode == 0, done.stderr
     assert "--data.global_batch_size" in done.stdout
     assert "--data CONFIG" not in done.stdout
+    assert "Literal[" not in done.stdout
+    assert "(type: text or null, default: null)" in done.stdout
     script = (
         "import sys, pipeline.train\n"
         "sys.argv = ['train.py', '--help']\n"

@@ -142,7 +142,7 @@ def test_every_command_of_shards_is_a_command(capstream: Path, tmp_path: Path) -
         [sys.executable, "-m", "shards", "--help"], capture_output=True, text=True, cwd=ROOT,
         check=True, env={**os.environ, "COLUMNS": "200"},
     ).stdout  # fmt: skip
-    assert dict(re.findall(r"^    ([a-z]+) +(.+)$", listed, re.MULTILINE)) == own
+    assert dict(re.findall(r"^    ([a-z]+)\s+(.+)$", listed, re.MULTILINE)) == own
     assert run(capstream, tmp_path, "build", "--help").stdout.startswith("usage: capstream build")
 
 
