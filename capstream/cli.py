@@ -4,6 +4,7 @@ Each command runs the same module as `python -m MODULE`.
 """
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,7 +41,9 @@ class Command:
 COMMANDS = {
     "sample": Command("shards", "draw a captioned sample data set in COCO's layout"),
     "tokenizer": Command("shards", "make a tokenizer from captions"),
-    "split": Command("shards", "divide an annotation file into train, val and test files"),
+    "split": Command(
+        "shards", "divide an annotation file into train, val and test files of the same format"
+    ),
     "build": Command("shards", "pack images and tokenised captions into shards"),
     "finalize": Command("shards", "write the manifest and index once all shards are packed"),
     "index": Command("shards", "index existing WebDataset tars in place"),
@@ -67,6 +70,7 @@ def main() -> int:
     if command.launcher == "never":
         return _run_here(name, command.module, arguments)
     if "-h" in arguments or "--help" in arguments:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `... | head`
         code = _run_here(name, command.module, ["--help"])
         print(LAUNCHER_HELP.format(name=name), end="")
         if name == "train":
@@ -104,7 +108,8 @@ def _launch(name: str, command: Command, arguments: list[str]) -> int:
         options, rest = split_options(arguments, launcher_options())
         start_module(command.module, options, rest, say=True)
 
-    if command.launcher == "always":
+    prints_only = {"--print_config", "--print-config"} & set(arguments)
+    if command.launcher == "always" and not prints_only:
         return supervise(start)
     options, rest = split_options(arguments, launcher_options())
     return supervise(start) if options else _run_here(name, command.module, rest)

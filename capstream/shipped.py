@@ -15,7 +15,8 @@ def find_shipped(arguments: list[str], option: str, folder: Path) -> list[str]:
         folder: of the shipped YAML files.
 
     Returns:
-        The command line with the path of the shipped file, as `--option=PATH`.
+        The command line with the path of the shipped file in the place of its name, in the form
+        that was given: `--option=PATH`, or `--option` and `PATH`.
     """
     found = list(arguments)
     for number, argument in enumerate(arguments):

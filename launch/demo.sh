@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The complete workflow on generated images: draw, pack, train, evaluate, caption. For `make demo`.
+# The complete workflow on generated images: generate, pack, train, evaluate, caption. For `make demo`.
 #
 # It trains with two processes on a CPU, or with one process per GPU. A user runs the same commands
 # on real data.
@@ -22,17 +22,17 @@ fi
 
 rm -rf "$data" "$run"
 
-say "drawing images with captions, in COCO's layout"
+say "generating images with captions in COCO's layout"
 "$bin/python" -m shards sample --out "$data" --images 9000 --seed 0
 
 say "packing shards"
 "$bin/python" -m shards tokenizer --annotations "$data/annotations/captions_train2017.json" \
-    --out "$data/tokenizer.json" --min-count 5
+    --out "$data/tokenizer.json" --min_count 5
 for split in train val; do
     "$bin/python" -m shards build --images "$data/${split}2017" \
         --annotations "$data/annotations/captions_${split}2017.json" \
         --tokenizer "$data/tokenizer.json" --out "$data/shards/$split" --name "$split" \
-        --samples-per-shard 500 --resize-short 96 --workers 2
+        --samples_per_shard 500 --resize_short 96 --workers 2
 done
 "$bin/python" -m shards show "$data/shards/val" --limit 1
 

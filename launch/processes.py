@@ -68,13 +68,16 @@ def completed(options: list[str], num_gpus: int) -> list[str]:
     config_path = _value(options, "--config_file")
     num_machines = _value(options, "--num_machines") or "1"
     if any(option.startswith("--mixed_precision") for option in options):
-        raise ValueError("--mixed_precision: set train.precision instead, such as bf16")
+        raise ValueError(
+            "--mixed_precision: has no effect; for training, set train.precision, such as bf16"
+        )
+    if "--cpu" in options and (config_path is not None or num_machines != "1"):
+        raise ValueError(  # accelerate starts one process whatever the number asked for
+            "--cpu: works on one machine and without --config_file only; otherwise give "
+            "--config_file a file with `distributed_type: MULTI_GPU` and `use_cpu: true`, such as "
+            f"{LAUNCH_DIR / 'cpu.yaml'}"
+        )
     if config_path is None:
-        if "--cpu" in options and num_machines != "1":
-            raise ValueError(
-                "--cpu: on several machines use a configuration file with `use_cpu: true` "
-                "(--config_file FILE)"
-            )
         if "--cpu" in options:  # the file says so too, and starts several processes as well
             options = [option for option in options if option != "--cpu"]
             num_gpus = 0

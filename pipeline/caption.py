@@ -25,7 +25,8 @@ FORMATS = (".json", ".csv", ".jsonl")
 def main(prog: str = "python -m pipeline.caption") -> int:
     """Command line. Returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends at once, without a stack trace
-    world = read_world()
+    with usage_errors("caption"):
+        world = read_world()
     with usage_errors("caption", world):
         arguments = _parser(prog).parse_args()
         _check(arguments, world)

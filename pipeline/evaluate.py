@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need i
 
 def main(prog: str = "python -m pipeline.evaluate") -> int:
     """Command line. Returns the exit code."""
-    world = read_world()
+    with usage_errors("evaluate"):
+        world = read_world()
     with usage_errors("evaluate", world):
         arguments = _parser(prog).parse_args()
         _check(arguments)

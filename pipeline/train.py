@@ -14,7 +14,8 @@ def main(prog: str = "train.py") -> int:
     # Until there is something to commit, a signal ends this process at once, even while it waits
     # inside a library: Python's own handler of Ctrl-C would act late, and print a stack trace.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    world = read_world()
+    with usage_errors("train"):
+        world = read_world()
     if asked_before_the_start():
         return answer_stop(world)
 

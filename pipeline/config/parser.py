@@ -9,17 +9,18 @@ imports torch, so that `--help` answers within a second.
 """
 
 import argparse
-from dataclasses import asdict, is_dataclass
+import sys
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from pipeline.config.rules import check_config
 from pipeline.config.run import Config
-from pipeline.config.settings_file import Setting, as_yaml, read_settings
+from pipeline.config.settings_file import GivenSetting, as_yaml, read_settings
 from shards.arguments import CommandParser, nearest_names
 
 # Settings of earlier versions, which their configuration files and checkpoints hold.
@@ -49,20 +50,22 @@ def parse_config(arguments: list[str], prog: str = "train.py") -> Config:
     Raises:
         ValueError: an unknown key, a wrong type, an unreadable file, an option given twice, or
             values that cannot go together; the message names the key and the file.
-        SystemExit: after `--help`.
+        SystemExit: after `--help` and `--print_config`.
     """
     types, typed = _types(Config), _typed_parser(prog)
     sections = {key.rpartition(".")[0] for key in types} - {""}
     options = vars(_Options(types, typed).parse_args(arguments))
-    paths = options.pop("config")
+    paths, print_config = options.pop("config"), options.pop("print_config")
     settings = [setting for path in paths for setting in read_settings(Path(path), sections)]
     _check_keys(settings, types)
     chosen: dict[str, Any] = {}
-    for setting in [*settings, *(Setting(key, value, "") for key, value in options.items())]:
+    for setting in [*settings, *(GivenSetting(key, value, "") for key, value in options.items())]:
         _put(chosen, setting.key, _typed_value(typed, setting, types[setting.key]))
     values = typed.instantiate(typed.parse_object(chosen)).as_dict()
-    values.pop("config")
-    config = Config(**values)
+    config = Config(**{section.name: values[section.name] for section in fields(Config)})
+    if print_config:
+        print(dump_config(config), end="")
+        sys.exit(0)
     check_config(config)
     return config
 
@@ -91,16 +94,34 @@ def _typed_parser(prog: str) -> ArgumentParser:
         prog=prog,
         usage="%(prog)s [-h] [--config FILE] [--SECTION.NAME VALUE ...]",
         description="Train an image captioner.",
+        formatter_class=_TypesInWords,
         exit_on_error=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file of settings; of several, the later one wins"
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML file of settings; of several, the later one wins",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print all settings as YAML, and exit",
     )
     parser.add_class_arguments(Config)
     for action in parser._actions:
         if action.metavar == "CONFIG":  # hides `--data FILE` and the like, which are not accepted
             action.help = argparse.SUPPRESS
     return parser
+
+
+class _TypesInWords(DefaultHelpFormatter):
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        """Called by jsonargparse; it would show `Literal['lstm', 'gru']`, or `str | null`."""
+        hint = getattr(action, "_typehint", None) or action.type
+        listed = get_origin(hint) is Literal or hint is bool  # the option shows {lstm,gru} itself
+        return None if hint is None or listed else _expected(hint)
 
 
 class _Options(CommandParser):
@@ -110,6 +131,7 @@ class _Options(CommandParser):
         super().__init__(prog=typed.prog)
         self._typed = typed
         self.add_argument("--config", action="append", default=[])
+        self.add_argument("--print_config", action="store_true")
         for key in keys:
             self.add_argument(f"--{key}", default=argparse.SUPPRESS)
 
@@ -127,7 +149,7 @@ class _Options(CommandParser):
         return super()._unknown_message()
 
 
-def _check_keys(settings: list[Setting], types: dict[str, Any]) -> None:
+def _check_keys(settings: list[GivenSetting], types: dict[str, Any]) -> None:
     """Refuse the keys of a file that no setting has."""
     unknown = [setting for setting in settings if setting.key not in types]
     replaced = [setting for setting in unknown if setting.key in REPLACED]
@@ -143,7 +165,7 @@ def _check_keys(settings: list[Setting], types: dict[str, Any]) -> None:
         raise ValueError(f"{unknown[0].source}{unknown[0].key}: unknown setting; {hint}")
 
 
-def _typed_value(typed: ArgumentParser, setting: Setting, hint: Any) -> Any:
+def _typed_value(typed: ArgumentParser, setting: GivenSetting, hint: Any) -> Any:
     nested: dict[str, Any] = {}
     _put(nested, setting.key, setting.value)
     try:

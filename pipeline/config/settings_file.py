@@ -7,7 +7,7 @@ from typing import NamedTuple
 import yaml
 
 
-class Setting(NamedTuple):
+class GivenSetting(NamedTuple):
     """One setting as a user gave it."""
 
     key: str  # such as optim.lr
@@ -15,7 +15,7 @@ class Setting(NamedTuple):
     source: str  # where it was given, such as "configs/demo.yaml, line 3: "; empty for an option
 
 
-def read_settings(path: Path, sections: Collection[str]) -> list[Setting]:
+def read_settings(path: Path, sections: Collection[str]) -> list[GivenSetting]:
     """Read a YAML file of settings.
 
     Args:
@@ -49,7 +49,7 @@ def as_yaml(value: object) -> str:
 
 def _settings(
     loader: yaml.SafeLoader, node: yaml.Node, path: Path, sections: Collection[str], section: str
-) -> Iterator[Setting]:
+) -> Iterator[GivenSetting]:
     if not isinstance(node, yaml.MappingNode):
         what = f"{section}: is a section: write" if section else "expected"
         raise ValueError(f"{_line(path, node.start_mark)}{what} lines of the form `name: value`")
@@ -60,7 +60,7 @@ def _settings(
         key = f"{section}.{name}" if section else name
         if key not in sections:
             value = loader.construct_object(value_node, deep=True)
-            yield Setting(key, value, _line(path, key_node.start_mark))
+            yield GivenSetting(key, value, _line(path, key_node.start_mark))
         elif value_node.tag != "tag:yaml.org,2002:null":  # a section may be empty
             yield from _settings(loader, value_node, path, sections, key)
 

@@ -38,6 +38,7 @@ class TrainConfig:
         epochs: end after this many passes over the data, or after `steps` if that comes first; null
             for no limit.
         precision: `bf16` and `fp16` are mixed precision on GPUs; a CPU always computes in float32.
+            The mixed precision that `accelerate launch` is given has no effect.
         accumulation_steps: micro-batches into which each process splits its part of a global batch,
             to save memory.
         checkpoint_every_epochs: epochs between checkpoints, such as 0.5; 0 for none but those of

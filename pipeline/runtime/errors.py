@@ -10,6 +10,8 @@ from pipeline.runtime.world import World
 
 USAGE = 2  # exit code: unusable input, nothing was done
 
+ALONE = World()
+
 # The launcher ends all processes as soon as one has ended. All processes find the same usage error,
 # so local rank 0 prints it and the others wait this long before they print it themselves.
 HEAD_START_S = 30.0
@@ -20,11 +22,15 @@ class ExplainedError(Exception):
 
 
 @contextmanager
-def usage_errors(program: str, world: World) -> Iterator[None]:
+def usage_errors(program: str, world: World = ALONE) -> Iterator[None]:
     """Turn a ValueError or OSError inside the block into one line on stderr and exit code 2.
 
     Use it around the reading of input only. Later errors are faults of the program and keep their
     stack trace.
+
+    Args:
+        program: name of the command, which begins the line.
+        world: where this process stands; left out around the reading of the world itself.
     """
     try:
         yield

@@ -52,10 +52,20 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
     """Read what the launcher said to this process; without a launcher, one process alone.
 
     Call it first in a program: the parent process is certainly the launcher then.
+
+    Raises:
+        ValueError: a variable that must hold a whole number does not.
     """
 
     def number(name: str, default: int) -> int:
-        return int(environment.get(name) or default)  # an empty variable counts as unset
+        text = environment.get(name) or str(default)  # an empty variable counts as unset
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError(
+                f"{name}: the environment variable must be a whole number, not `{text}`; unset it, "
+                "or start the processes with a launcher, which sets it"
+            ) from None
 
     return World(
         rank=number("RANK", 0),

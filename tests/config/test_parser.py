@@ -1,5 +1,6 @@
 """Settings: defaults, YAML, flags; and one clear line for each that cannot be."""
 
+import os
 import re
 import subprocess
 import sys
@@ -212,6 +213,25 @@ def run_train(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_print_config_prints_a_file_that_gives_the_same_settings(tmp_path: Path) -> None:
+    settings = ("--config", "configs/demo.yaml", "--optim.lr", "3e-4", "--data.train", "x")
+    done = run_train("--print_config", *settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "printed.yaml").write_text(done.stdout)
+    assert load_config(tmp_path / "printed.yaml") == parse_config(list(settings))
+
+
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "pipeline.evaluate"]])
+def test_an_environment_that_cannot_be_is_one_line(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "RANK": "first"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "RANK: the environment variable" in line
+
+
 def test_help_is_answered_before_anything_slow_is_imported() -> None:
     """It takes 0.2 s; the limit leaves room for a machine that does other things too."""
     started = time.monotonic()
@@ -220,6 +240,8 @@ def test_help_is_answered_before_anything_slow_is_imported() -> None:
     assert done.returncode == 0, done.stderr
     assert "--data.global_batch_size" in done.stdout
     assert "--data CONFIG" not in done.stdout
+    assert "Literal[" not in done.stdout
+    assert "(type: text or null, default: null)" in done.stdout
     script = (
         "import sys, pipeline.train\n"
         "sys.argv = ['train.py', '--help']\n"

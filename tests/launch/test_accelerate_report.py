@@ -18,14 +18,14 @@ WRONG = ("train.py", "--optim.lrr", "1")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 
 
-def command(*options: str) -> list[str]:
-    return [sys.executable, str(ACCELERATE), "launch", *options, *WRONG]
+def command(*options: str, wrong: tuple[str, ...] = WRONG) -> list[str]:
+    return [sys.executable, str(ACCELERATE), "launch", *options, *wrong]
 
 
-def launch(*options: str) -> list[str]:
+def launch(*options: str, wrong: tuple[str, ...] = WRONG) -> list[str]:
     done = subprocess.run(
-        command(*options), capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD, check=False,
-        timeout=120,
+        command(*options, wrong=wrong), capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD,
+        check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1  # accelerate's own
     return done.stderr.splitlines()
@@ -66,6 +66,14 @@ def test_of_several_processes_it_stands_in_the_report() -> None:
     assert "Root Cause" in report
     assert "rank      : 0" in report
     assert "--optim.lrr" in lines[-2]  # below it is a ruler
+
+
+@pytest.mark.parametrize("module", ["evaluate", "caption"])
+def test_of_the_other_commands_too(module: str) -> None:
+    wrong = ("-m", f"pipeline.{module}", "--wrong")
+    lines = launch("--config_file", "launch/cpu.yaml", wrong=wrong)
+    assert f"{module}: " in lines[-2]
+    assert sum(line.startswith(f"{module}: ") for line in lines) == 1  # only local rank 0 prints it
 
 
 def test_nothing_is_repeated_where_it_was_asked_to_be_quiet() -> None:

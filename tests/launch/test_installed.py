@@ -137,12 +137,12 @@ def test_no_option_is_also_one_of_the_launcher(name: str) -> None:
 
 
 def test_every_command_of_shards_is_a_command(capstream: Path, tmp_path: Path) -> None:
-    own = {name for name, command in COMMANDS.items() if command.module == "shards"}
+    own = {name: command.help for name, command in COMMANDS.items() if command.module == "shards"}
     listed = subprocess.run(
         [sys.executable, "-m", "shards", "--help"], capture_output=True, text=True, cwd=ROOT,
-        check=True,
+        check=True, env={**os.environ, "COLUMNS": "200"},
     ).stdout  # fmt: skip
-    assert set(re.findall(r"^    ([a-z]+)\b", listed, re.MULTILINE)) == own
+    assert dict(re.findall(r"^    ([a-z]+)\s+(.+)$", listed, re.MULTILINE)) == own
     assert run(capstream, tmp_path, "build", "--help").stdout.startswith("usage: capstream build")
 
 

@@ -64,7 +64,13 @@ def test_a_missing_configuration_file_is_named_with_those_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--cpu", "--num_machines=2"], ["--mixed_precision=bf16"], ["--mixed_precision=no"]]
+    "options",
+    [
+        ["--cpu", "--num_machines=2"],
+        ["--cpu", "--num_processes=2", f"--config_file={LAUNCH_DIR / 'cpu.yaml'}"],
+        ["--mixed_precision=bf16"],
+        ["--mixed_precision=no"],
+    ],
 )
 def test_options_that_would_have_no_effect_are_refused(options: list[str]) -> None:
     with pytest.raises(ValueError, match=options[0].partition("=")[0]):

@@ -1,8 +1,12 @@
 """Installed recipes and configuration files, by their bare names."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from support.repository import ROOT
 
 from capstream.cli import RECIPE_DIR
 from capstream.shipped import find_shipped
@@ -35,3 +39,19 @@ def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert find_shipped(arguments, "--config", RECIPE_DIR) == arguments
     (tmp_path / "demo").mkdir()  # a folder of the recipe's name is no recipe
     assert find_shipped(["--config=demo"], "--config", RECIPE_DIR) != ["--config=demo"]
+
+
+def run_capstream(*arguments: str) -> str:
+    command = [sys.executable, "-m", "capstream", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+def test_settings_are_printed_without_starting_processes() -> None:
+    printed = yaml.safe_load(run_capstream("train", "--config", "demo", "--print-config"))
+    shipped = yaml.safe_load((RECIPE_DIR / "demo.yaml").read_text())
+    assert printed["model"]["dim"] == shipped["model"]["dim"]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "caption", "order"])
+def test_help_names_the_command_that_was_given(name: str) -> None:
+    assert run_capstream(name, "--help").startswith(f"usage: capstream {name} [-h]")

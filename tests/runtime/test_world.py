@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from pipeline.runtime.world import World, read_world
 
 
@@ -33,3 +35,10 @@ def test_local_rank_0_of_another_machine_is_not_the_main_process() -> None:
     world = World(rank=4, local_rank=0, world_size=8, local_world_size=4)
     assert world.is_local_main
     assert not world.is_main
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"])
+def test_a_variable_that_is_no_number_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: .* whole number, not `two`"):
+        read_world({name: "two"})
+    assert read_world({name: ""}) == read_world({})
