@@ -34,8 +34,7 @@ def join_processes(world: World, precision: str = "fp32") -> Accelerator:
     joined = threading.Event()
     if world.world_size > 1:
         threading.Thread(target=_end_unless_joined, args=(world, joined), daemon=True).start()
-    # launch/cpu.yaml and `--cpu` mean the CPU also on a machine with GPUs.
-    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_cpu = runs_on_cpu()
     _join_after_restart(world, "gloo" if on_cpu else "nccl")
     accelerator = Accelerator(
         # accelerate 1.15 joins CPU processes only if it is told that they are on a CPU.
@@ -55,6 +54,15 @@ def join_processes(world: World, precision: str = "fp32") -> Accelerator:
             f"{accelerator.num_processes}; launch with a configuration from launch/"
         )
     return accelerator
+
+
+def runs_on_cpu() -> bool:
+    """Whether the processes compute on a CPU: for want of a GPU, or as the launcher asks.
+
+    launch/cpu.yaml and `--cpu` mean the CPU also on a machine with GPUs.
+    """
+    asked: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return asked or not torch.cuda.is_available()
 
 
 def _end_unless_joined(world: World, joined: threading.Event) -> None:

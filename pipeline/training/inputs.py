@@ -28,6 +28,7 @@ from pipeline.data.loader import EVAL_SHARDS
 from pipeline.data.partition import streams_of_ranks
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import ALGORITHM
+from pipeline.distributed.process_group import runs_on_cpu
 from pipeline.model.captioner import Captioner
 from pipeline.remote.location import locate_data_sets
 from pipeline.runtime.run_lock import lock_run_dir
@@ -149,7 +150,7 @@ def _open_shards(
 def _check_batch(config: Config, world: World) -> None:
     """Whether batch normalisation can train on each process's part of a batch."""
     batch_norm = config.model.encoder.batch_norm
-    if batch_norm == "sync" and not torch.cuda.is_available():
+    if batch_norm == "sync" and runs_on_cpu():
         raise ValueError("model.encoder.batch_norm: `sync` needs GPUs")
     parts = world.world_size * config.train.accumulation_steps
     if config.data.global_batch_size <= parts and batch_norm != "frozen":
