@@ -79,9 +79,14 @@ def main() -> None:
         write_source(repeated(data, num_samples), folder / "all")
         write_source(repeated(data, workers), folder / "few")
         out = folder / "out"
-        pack_all = build_command(images, folder / "all", out, SAMPLES_PER_SHARD, workers)
-        pack_few = build_command(images, folder / "few", out, 1, workers)
-        keep_all, keep_few = ([*c, "--resize-short", "0"] for c in (pack_all, pack_few))
+        pack_all, keep_all = (
+            build_command(images, folder / "all", out, SAMPLES_PER_SHARD, workers, resize_short)
+            for resize_short in (256, 0)
+        )
+        pack_few, keep_few = (
+            build_command(images, folder / "few", out, 1, workers, resize_short)
+            for resize_short in (256, 0)
+        )
 
         jpegs = [(images / image["file_name"]).read_bytes() for image in data["images"]]
         records = repeated(data, num_samples)

@@ -90,18 +90,28 @@ def write_source(data: dict[str, Any], folder: Path) -> None:
     (folder / ANNOTATIONS).write_text(json.dumps(data))
     shards_command(
         "tokenizer", "--annotations", folder / ANNOTATIONS, "--out", folder / TOKENIZER,
-        "--min-count", 1,
+        "--min_count", 1,
     )  # fmt: skip
 
 
 def build_command(
-    images: Path, source_dir: Path, out: Path, samples_per_shard: int, workers: int
+    images: Path,
+    source_dir: Path,
+    out: Path,
+    samples_per_shard: int,
+    workers: int,
+    resize_short: int = 256,
 ) -> list[str]:
-    """The command that packs what `write_source` wrote: short side 256, quality 90."""
+    """The command that packs what `write_source` wrote, at quality 90.
+
+    Args:
+        resize_short: short side of the packed images in pixels; 0 keeps the bytes of the files.
+    """
     options = {
         "images": images, "annotations": source_dir / ANNOTATIONS,
-        "tokenizer": source_dir / TOKENIZER, "out": out, "resize-short": 256, "quality": 90,
-        "samples-per-shard": samples_per_shard, "workers": workers,
+        "tokenizer": source_dir / TOKENIZER, "out": out,
+        "resize_short": resize_short, "quality": 90,
+        "samples_per_shard": samples_per_shard, "workers": workers,
     }  # fmt: skip
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [sys.executable, "-m", "shards", "build", *flags, "--json"]
