@@ -56,10 +56,16 @@ COMMANDS = {
 }
 
 
+def _end_quietly_without_reader() -> None:
+    """End without an error where the reader of the help ends first, as in `... | head`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def main() -> int:
     """Run one command. Returns the exit code."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
+        _end_quietly_without_reader()
         print(_overview())
         return 0
     name, *arguments = arguments
@@ -70,7 +76,7 @@ def main() -> int:
     if command.launcher == "never":
         return _run_here(name, command.module, arguments)
     if "-h" in arguments or "--help" in arguments:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error in `... | head`
+        _end_quietly_without_reader()
         code = _run_here(name, command.module, ["--help"])
         print(LAUNCHER_HELP.format(name=name), end="")
         if name == "train":

@@ -8,7 +8,7 @@ python=$1 cache=${2:-}
 
 if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
     echo "setup: needs Python 3.11 to 3.13, but $("$python" --version 2>&1) is $python;" \
-        "say make setup PYTHON=python3.12" >&2
+        "run: make setup PYTHON=python3.12" >&2
     exit 2
 fi
 

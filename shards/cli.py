@@ -185,7 +185,8 @@ def _add_tokenizer(sub: CommandParser) -> None:
         "--min_count",
         type=_count,
         default=5,
-        help="words that occur less often become UNK; BPE does not merge pairs that do",
+        help="words that occur less often become UNK; with bpe, pairs of pieces that occur less "
+        "often are not merged",
     )
     sub.add_argument(
         "--vocab_size", type=_count, default=8000, help="largest number of entries (bpe)"

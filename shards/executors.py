@@ -83,7 +83,7 @@ def run_ray(jobs: list[ShardJob], address: str | None, on_progress: OnProgress) 
         import ray
     except ImportError as error:
         raise ValueError(
-            f"--executor ray needs Ray: pip install 'capstream[ray]' ({error})"
+            f"--executor ray needs the extra `ray`: pip install '.[ray]' in the checkout ({error})"
         ) from None
     ray.init(
         address=address,

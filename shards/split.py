@@ -84,8 +84,7 @@ def deal(path: Path, image_column: str, shares: Shares) -> dict[str, Part]:
     for side, part in parts.items():
         if part.num_images == 0:
             raise ValueError(
-                f"{path}: no image falls to the side {side!r}; raise its share or take another "
-                "--seed"
+                f"{path}: no image is in the split {side!r}; raise its share or take another --seed"
             )
     return parts
 

@@ -36,7 +36,8 @@ def location(text: str) -> Path:
         raise ValueError(f"{text}: unknown kind of URL ({error})") from None
     except ImportError as error:
         raise ValueError(
-            f"{text}: a URL needs more libraries: pip install 'capstream[remote]' ({error})"
+            f"{text}: a URL needs the extra `remote`: pip install '.[remote]' in the checkout "
+            f"({error})"
         ) from None
     return cast(Path, path)
 

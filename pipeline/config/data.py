@@ -18,12 +18,14 @@ class DataConfig:
         workers: loader workers of each training process; 0 loads in the process itself.
         image_size: side in pixels of the square that the encoder sees.
         min_crop: smallest side of a random training crop, as a fraction of the short side of the
-            image; 1 crops nothing but the excess of the long side.
+            image; 1 keeps the whole short side and cuts the long side to the same
+            length.
         shuffle_block: number of shards whose samples are shuffled together.
         streams: number of canonical streams of the sample order. For shards on an object store, set
             it to the largest number of machines that the run will ever have, or to a multiple of
-            it; each machine then fetches the shards of its own streams only. It is part of the
-            sample order and cannot change during a run.
+            it; each machine then fetches the shards of its own streams only, if the number of
+            processes divides `streams` or is a multiple of it. It is part of the sample order and
+            cannot change during a run.
         max_bad: largest fraction of bad samples, 0 to 1. Each bad sample is reported and left out.
             If there are more of them, the run stops.
         cache_dir: folder for shards that were fetched from a URL. Use a disk of this machine, not

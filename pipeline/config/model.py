@@ -14,9 +14,9 @@ class EncoderConfig:
             .pth file of that model. Null trains from scratch.
         freeze: keep the convolutions as they are and train the perceptron only.
         batch_norm: statistics of the batch normalisation. `train`: each process uses those of its
-            own part of the batch; the stored ones are rank 0's. `sync`: those of the whole batch
-            (GPUs only). `frozen`: the stored ones. `auto`: `frozen` with pretrained weights,
-            otherwise `train`.
+            own micro-batch; the stored ones are rank 0's. `sync`: those of the micro-batches of all
+            processes together (GPUs only). `frozen`: the stored ones. `auto`: `frozen` with
+            pretrained weights, otherwise `train`.
         hidden_dim: width of the hidden layer of the perceptron.
         dropout: dropout between the two layers of the perceptron.
     """

@@ -41,8 +41,9 @@ class TrainConfig:
             The mixed precision that `accelerate launch` is given has no effect.
         accumulation_steps: micro-batches into which each process splits its part of a global batch,
             to save memory.
-        checkpoint_every_epochs: epochs between checkpoints, such as 0.5; 0 for none but those of
-            `checkpoint_minutes`, of an evaluation and of the end.
+        checkpoint_every_epochs: epochs between checkpoints, such as 0.5. With 0, checkpoints are
+            saved only because of `checkpoint_minutes`, before an evaluation, after a stop request
+            and at the end.
         checkpoint_minutes: longest time between checkpoints in minutes, the most that a crash can
             cost; 0 for no limit.
         eval_every_epochs: epochs between evaluations, such as 0.5; 0 evaluates at the end only.

@@ -9,11 +9,11 @@ LOST_S = 20.0  # silence after which a process counts as lost
 LEAST_LIMIT_S = 30.0  # the least limit of a step
 SLOWER_THAN_USUAL = 10.0  # a step may take this many times as long as it usually does
 FIRST_LIMIT_S = 600.0  # limit of the first steps, in which libraries tune themselves
-NUM_FIRST = 2  # how many steps that are
+NUM_FIRST = 2  # number of steps that count as first
 FETCH_LIMIT_S = 900.0  # for shards behind URLs: downloads have time limits and retries of their own
 
-# How long each of these may take, in seconds. Captioning one batch may take longer than this where
-# training steps do.
+# How long each of these may take, in seconds. If training steps are slow, EVALUATE, which captions
+# one batch, may take longer: see usual_limit.
 LIMITS_S = {
     Phase.COMMIT: 900.0, Phase.EVALUATE: 120.0, Phase.GATHER: 120.0, Phase.SCORE: 1800.0,
     Phase.WAIT: float("inf"), Phase.DONE: float("inf"),

@@ -1,4 +1,4 @@
-"""Ends a run in which a process died, hangs or was cut off, within a minute, and names it.
+"""Ends a run in which a process died, hangs or was cut off, and names that process.
 
 Collective operations wait for all ranks, for hours or for ever. So each process tells the others
 every two seconds what its main thread is doing and since when (heartbeats.py). A process that is

@@ -77,7 +77,7 @@ class ShardCache:
     def expect(self, numbers: Sequence[int]) -> None:
         """Tell the cache which shards are needed next, in order of need.
 
-        All other shards of the data set are evicted before these, and of these the last one first.
+        All other shards of the data set are evicted first, then the one that is needed latest.
         """
         now = time.time_ns()
         stamps = {self.shards[number].file: now - i for i, number in enumerate(numbers)}

@@ -43,8 +43,9 @@ def locate_data_sets(
     if sum(least) > max_bytes:
         raise ValueError(
             f"{option}_gb: {cache_gb:g} GB is too small for the shards that are needed at once "
-            f"(in training those of two shuffle blocks); {_round_up_gb(sum(least))} is the least "
-            "that works, and a larger cache allows prefetch"
+            f"(in training those of two shuffle blocks of each stream that this machine reads); "
+            f"{_round_up_gb(sum(least))} is the least that works, and a larger cache allows "
+            "prefetch"
         )
     spare = max_bytes - sum(least)
     located = []

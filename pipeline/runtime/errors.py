@@ -30,7 +30,7 @@ def usage_errors(program: str, world: World = ALONE) -> Iterator[None]:
 
     Args:
         program: name of the command, which begins the line.
-        world: where this process stands; left out around the reading of the world itself.
+        world: where this process stands; omit it while the world itself is being read.
     """
     try:
         yield

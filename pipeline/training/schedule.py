@@ -14,7 +14,7 @@ class Schedule:
         peak_lr: highest learning rate, already scaled for the global batch.
         warmup_steps: optimiser steps until it is reached.
         eval_interval: steps between evaluations, as a fraction; 0 evaluates at the end only.
-        commit_interval: steps between commits, likewise.
+        commit_interval: steps between checkpoints, likewise.
         num_steps: steps of the whole run.
     """
 

@@ -2,7 +2,8 @@
 
 Every rank runs its A micro-batches. DDP averages gradients over the W ranks, so each micro-batch's
 summed loss is scaled by W / (count of the whole global batch), which is known before the first
-backward. The result is the gradient of the mean over all terms, as one process would compute it.
+backward. The result is the gradient of the mean over all terms, as one process would compute it,
+except for the statistics of BatchNorm layers in training mode and for dropout.
 """
 
 import contextlib

@@ -197,7 +197,10 @@ class Trainer:
         self.monitor.step(state.step, result, rate, state.num_bad)
 
     def _describe_skip(self, step: int, ids: Sequence[ImageId]) -> str:
-        """fp16 halves its scale and skips a step whose gradient overflows: sometimes, not often.
+        """fp16 halves its scale and skips a step whose gradient overflows.
+
+        This is normal now and then, but not many times in a row.
+
 
         Raises:
             NonFiniteError: every step overflows.
@@ -227,7 +230,7 @@ class Trainer:
         return self.schedule.commit_due(step) or self.writer.overdue()
 
     def _commit(self, state: TrainState, wait: bool) -> None:
-        """Write a checkpoint on the main process; the others meet it again in the next step.
+        """Write a checkpoint on the main process; the others wait for it in the next step.
 
         Args:
             wait: whether to wait until it is on the disk.

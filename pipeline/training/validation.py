@@ -36,7 +36,7 @@ class Validator:
         return self.run.val_shards is not None and self.run.schedule.evaluation_due(step)
 
     def catch_up(self, state: TrainState) -> None:
-        """Do what a kill prevented: an evaluation after its checkpoint, the mark after a score."""
+        """Do what a killed run did not: an evaluation that was due, or the mark of the best."""
         if self.due(state.step) and state.step not in self.scores.by_step:
             self.evaluate(state)
         if self.run.world.is_main and self.scores.by_step:

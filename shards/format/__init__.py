@@ -6,7 +6,8 @@
       index.npz          where each sample lies, so that any one is read with a single pread
       quarantine.jsonl   every rejected record or caption, and why it was rejected
       NAME-000000.tar    KEY.jpg + KEY.json, adjacent, plain ustar, uncompressed
-      NAME-000000.json   the sidecar of that tar: written last, so it vouches for a whole tar
+      NAME-000000.json   the sidecar of that tar: written last, so it is there only for a whole tar
+      report.json        counts, times and speed of the build
 
 A sample's JSON has image_id, file_name, width, height, captions (raw strings) and tokens (one list
 of ids a caption, without begin and end marks).

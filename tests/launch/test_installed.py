@@ -155,3 +155,14 @@ def test_the_overview_lists_the_commands(capstream: Path, tmp_path: Path) -> Non
 def test_an_unknown_command_is_one_line(capstream: Path, tmp_path: Path) -> None:
     (line,) = run(capstream, tmp_path, "pack", exit_code=2).stderr.splitlines()
     assert "pack" in line
+
+
+def test_help_whose_reader_ends_first_ends_without_a_trace(capstream: Path, tmp_path: Path) -> None:
+    command = [capstream, "--help"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""

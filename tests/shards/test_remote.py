@@ -111,4 +111,4 @@ def test_a_url_without_its_library_says_what_to_install() -> None:
          "from shards.storage import location; location('s3://bucket/x')"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "pip install 'capstream[remote]'" in done.stderr
+    assert "pip install '.[remote]'" in done.stderr

@@ -40,7 +40,7 @@ def deal_rows(folder: Path, rows: list[tuple[str, str]], kind: str) -> dict[str,
     path = folder / f"captions.{kind}"
     path.write_bytes(table(rows, kind))
     if len({SHARES.side_of(name) for name, _ in rows}) < 3:
-        with pytest.raises(ValueError, match="no image falls to the side"):
+        with pytest.raises(ValueError, match="no image is in the split"):
             deal(path, "image", SHARES)
         return None
     return deal(path, "image", SHARES)
@@ -160,7 +160,7 @@ def test_nothing_is_replaced_without_being_asked(tmp_path: Path) -> None:
         (("--val", 0, "--test", 0), "nothing to divide"),
         (("--val", 2), "--val: must be a share from 0 to 1"),
         (("--image_column", "file"), "no column 'file'"),
-        (("--val", 0.0001), "no image falls to the side 'val'"),
+        (("--val", 0.0001), "no image is in the split 'val'"),
     ],
 )
 def test_what_cannot_be_dealt_is_one_line(tmp_path: Path, options: tuple, message: str) -> None:

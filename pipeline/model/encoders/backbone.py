@@ -48,7 +48,7 @@ def load_weights(network: nn.Module, path: Path, name: str) -> None:
         ValueError: there is no such file, or it holds another network's weights.
     """
     if not path.is_file():
-        raise ValueError(f"model.encoder.weights: {path}: no such file (or say `imagenet`)")
+        raise ValueError(f"model.encoder.weights: {path}: no such file (or use `imagenet`)")
     try:
         state = (
             load_file(path)
