@@ -35,7 +35,9 @@ def _parser(prog: str) -> CommandParser:
     parser.add_argument("--global_batch_size", type=int, default=48, help="data.global_batch_size")
     parser.add_argument("--shuffle_block", type=int, default=16, help="data.shuffle_block")
     parser.add_argument("--streams", type=int, default=1, help="data.streams")
-    parser.add_argument("--first_step", type=int, default=0, help="first step to print, from 0")
+    parser.add_argument(
+        "--first_step", type=int, default=0, help="first step to print (default: 0)"
+    )
     parser.add_argument("--steps", type=int, default=10, help="number of steps to print")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each step")
     return parser

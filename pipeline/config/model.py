@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder: a convolutional network with a perceptron in the place of its classifier.
+    """The encoder: a convolutional network with a perceptron in place of its classifier.
 
     Args:
         name: a torchvision classification model, such as densenet121 or resnet50.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from support.flaky_proxy import flaky_proxy
@@ -45,6 +46,10 @@ def store(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     server = moto_server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    # The contents belong to the process, not to the server, and this fixture may be set up twice in
+    # a process, when tests are distributed.
+    with urlopen(Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")) as answer:
+        assert answer.status == 200
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     ONE_THREAD.update(os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     files = s3fs.S3FileSystem(endpoint_url=f"http://127.0.0.1:{port}", use_listings_cache=False)

@@ -34,7 +34,7 @@ class Backbone:
     preprocessing: Preprocessing
 
     def with_head(self, head: nn.Sequential) -> nn.Module:
-        """The network with `head`, (B, F) -> (B, D), in the place of the classifier's layers."""
+        """The network with `head`, (B, F) -> (B, D), in place of the classifier's layers."""
         setattr(self.network, self.classifier, nn.Sequential(*self.kept, *head))
         return self.network
 
