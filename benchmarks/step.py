@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_image_options(parser, samples=1500)
     parser.add_argument("--steps", type=int, help="of each repetition; 30, on a GPU 200")
+    parser.add_argument("--batch_size", type=int, help="images; 32, on a GPU 256")
     add_common_options(parser)
     parser.set_defaults(repetitions=3)
     arguments = parser.parse_args()
@@ -71,6 +72,9 @@ def main() -> None:
         shards, facts["images"] = make_shards(arguments, folder, 250, len(os.sched_getaffinity(0)))
         config = _gpu_config(shards) if on_gpu else _cpu_config(shards)
         config = replace(config, train=replace(config.train, steps=steps))
+        if arguments.batch_size:
+            data = replace(config.data, global_batch_size=arguments.batch_size)
+            config = replace(config, data=data)
         bare_model = _bare_model(config)
         runs = iter(range(arguments.repetitions))
         measured = take_turns(

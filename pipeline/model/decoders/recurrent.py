@@ -59,7 +59,7 @@ class RecurrentDecoder(nn.Module):
         tokens = tokens.flatten(0, 1)
         inputs = torch.cat([images[:, None], self.dropout(self.embed(tokens))], dim=1)
         if tokens.is_cuda:  # reading the lengths would wait for the device
-            states = self.rnn(inputs)[0][:, 1:]
+            states = self._recur(inputs)[0][:, 1:]
         else:
             states = self._states_in_groups(inputs, 1 + (tokens != PAD).sum(dim=1))
         dropped: torch.Tensor = self.dropout(states)
@@ -82,18 +82,27 @@ class RecurrentDecoder(nn.Module):
         groups = inputs.index_select(0, order).chunk(LENGTH_GROUPS)
         for group, group_lengths in zip(groups, lengths[order].chunk(LENGTH_GROUPS), strict=True):
             longest = int(group_lengths[-1])
-            outputs, _ = self.rnn(group[:, :longest])
+            outputs, _ = self._recur(group[:, :longest])
             states.append(pad(outputs[:, 1:], (0, 0, 0, inputs.shape[1] - longest)))
         return torch.cat(states).index_select(0, order.argsort())
 
+    def _recur(self, inputs: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """The recurrent layer, always in the type of its weights.
+
+        Under autocast, also to bfloat16, torch runs cuDNN's recurrent layers in float16. Without
+        loss scaling their gradients would lose most of their digits (seen with torch 2.11 to 2.15).
+        """
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.rnn(inputs.to(self.rnn.weight_hh_l0.dtype), state)
+
     def start(self, encoded: Encoded) -> Any:
         """The recurrent layer's state after the image: (1, N, H), an LSTM's as a pair."""
-        _, state = self.rnn(encoded.pooled[:, None])
+        _, state = self._recur(encoded.pooled[:, None])
         return state
 
     def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Advance by one token: (N,) int64 and a state -> (N, H) float and the new state."""
-        output, state = self.rnn(self.embed(tokens)[:, None], state)
+        output, state = self._recur(self.embed(tokens)[:, None], state)
         return output[:, 0], state
 
     def reorder(self, state: Any, index: torch.Tensor) -> Any:
