@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_to_the_losses_of_an_uninterrupted_one(
 ) -> None:
     """The optimiser's fused state and fp16's scale come back from the checkpoint."""
     settings = (
-        "--data.train", scenes.train, "--train.steps", 60, "--train.precision", precision,
+        "--data.train", scenes.train, "--train.epochs", 12, "--train.precision", precision,
         "--train.checkpoint_every_epochs", 1, "--monitor.log_every", 1,
     )  # fmt: skip
     whole = gpu_command(*settings, "--run_dir", tmp_path / "whole")
