@@ -93,7 +93,8 @@ class RecurrentDecoder(nn.Module):
         loss scaling their gradients would lose most of their digits (seen with torch 2.11 to 2.15).
         """
         with torch.autocast(inputs.device.type, enabled=False):
-            return self.rnn(inputs.to(self.rnn.weight_hh_l0.dtype), state)
+            output, state = self.rnn(inputs.to(self.rnn.weight_hh_l0.dtype), state)
+        return output, state
 
     def start(self, encoded: Encoded) -> Any:
         """The recurrent layer's state after the image: (1, N, H), an LSTM's as a pair."""
