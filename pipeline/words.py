@@ -147,7 +147,11 @@ def _write(words: WordVectors, arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     write_projector(out, words)
     with tqdm(total=ITERATIONS, desc="t-SNE", unit=" iterations", leave=False) as bar:
-        places = tsne(words.vectors, lambda done: bar.update(done - bar.n) and None)
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        places = tsne(words.vectors, show)
     title = f"{counted(len(words), 'word')} of {arguments.checkpoint}"
     image, num_labels = draw_map(words, places, f"{title}, placed by t-SNE")
     png = io.BytesIO()

@@ -134,7 +134,10 @@ def draw_line(
     """
     left, baseline = start
     for run, font in _runs(line, style):
-        draw.text((left, baseline), run, colour, font, "ls", stroke_width=halo, stroke_fill="white")
+        draw.text(
+            (left, baseline), run, colour, font, anchor="ls",
+            stroke_width=halo, stroke_fill="white",
+        )  # fmt: skip
         left += font.getlength(run)
 
 

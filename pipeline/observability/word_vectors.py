@@ -71,7 +71,9 @@ def word_vectors(
     if counts is not None:
         order = sorted(tokens, key=lambda token: (-counts[token], token))
     else:
-        order = sorted(tokens, key=lambda token: bpe and len(tokenizer.id_to_token(token)) == 1)
+        order = sorted(
+            tokens, key=lambda token: bpe and len(str(tokenizer.id_to_token(token))) == 1
+        )
     return WordVectors(
         [_shown(readable(tokenizer, token)) for token in order],
         weight[order].astype(np.float32),
@@ -113,7 +115,7 @@ def nearest(vectors: np.ndarray, num_nearest: int) -> tuple[np.ndarray, np.ndarr
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def tsne(vectors: np.ndarray, on_iteration: Callable[[int], None]) -> np.ndarray:
