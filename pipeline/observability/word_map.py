@@ -24,6 +24,9 @@ LABEL_SIZES = ((25, 24), (100, 19), (400, 15))
 LABEL_WIDTH = 260  # pixels; a longer word ends with an ellipsis
 DOT, LABELLED_DOT = 2, 4  # radius in pixels
 GAP = 4  # pixels between a dot and its label, and between labels
+# Further distances at which a very common word may have its label; a line then leads to the dot.
+LEADERS = (16, 32, 56, 84)  # pixels
+NUM_WITH_LEADERS = 100  # so many of the commonest words
 
 INK, GREY, PALE, BLUE = (28, 30, 36), (110, 114, 124), (190, 196, 206), (38, 98, 196)
 
@@ -38,6 +41,7 @@ class Label(NamedTuple):
     style: Style
     left: float  # pixels in the image
     baseline: float
+    leader: tuple[float, float] | None  # end of a line from the dot to a label that is far from it
 
 
 def draw_map(words: WordVectors, places: np.ndarray, title: str) -> tuple[Image.Image, int]:
@@ -58,6 +62,9 @@ def draw_map(words: WordVectors, places: np.ndarray, title: str) -> tuple[Image.
         colour, radius = (BLUE, LABELLED_DOT) if number in labelled else (PALE, DOT)
         draw.circle(tuple(dots[number]), radius, colour)
     for label in labels:
+        if label.leader:
+            draw.line((*dots[label.number], *label.leader), BLUE)
+    for label in labels:
         start = (label.left, label.baseline)
         draw_line(draw, start, label.text, label.style, INK, halo=2)
     title = clean(title)
@@ -70,48 +77,69 @@ def draw_map(words: WordVectors, places: np.ndarray, title: str) -> tuple[Image.
 def place_labels(words: list[str], dots: np.ndarray) -> list[Label]:
     """Give the words labels beside their dots, the commonest first, where there is room.
 
-    No label covers another one, or the dot of a word that has a label.
+    No label covers another one, the dot of a word that has a label, or that of a very common word.
 
     Args:
         words: V words, the commonest first.
         dots: (V, 2) float, pixels in the image.
     """
     labels: list[Label] = []
-    taken = np.empty((0, 4))  # left, top, right, bottom of labels and of labelled dots
-    for number, (word, (x, y)) in enumerate(zip(words, dots.tolist(), strict=True)):
+    boxes = np.empty((0, 4))  # left, top, right, bottom of the labels
+    around = np.hstack([dots - LABELLED_DOT, dots + LABELLED_DOT])  # the boxes of the dots
+    kept_free = around[:NUM_WITH_LEADERS]
+    for number, word in enumerate(words):
         if len(labels) == LABEL_SIZES[-1][0]:
             break
         size = next(size for count, size in LABEL_SIZES if len(labels) < count)
         style = style_for(word, size)
         text = "".join(wrap(clean(word), LABEL_WIDTH, 1, style))
-        dot = np.array([x, y, x, y]) + LABELLED_DOT * np.array([-1, -1, 1, 1])
-        if not text or _overlaps(dot, taken):
+        if not text or _overlaps(around[number], boxes):
             continue
-        for box in _boxes(x, y, line_width(text, style), size):
-            inside = box[:2].min() >= 0 and box[2:].max() <= SIDE and box[1] >= TITLE_HEIGHT - GAP
-            if inside and not _overlaps(box, taken):
-                taken = np.vstack([taken, box, dot])
+        width = line_width(text, style)
+        for distance in (0, *LEADERS) if number < NUM_WITH_LEADERS else (0,):
+            box = _free_box(dots[number], (width, 1.25 * size), distance, [boxes, kept_free])
+            if box is not None:
+                end = np.clip(dots[number], box[:2], box[2:]).tolist() if distance else None
                 baseline = float(box[1]) + 0.95 * size
-                labels.append(Label(number, text, style, float(box[0]), baseline))
+                labels.append(Label(number, text, style, float(box[0]), baseline, end))
+                boxes = np.vstack([boxes, box])
+                kept_free = np.vstack([kept_free, around[number]])
                 break
     return labels
 
 
-def _boxes(x: float, y: float, width: float, size: int) -> list[np.ndarray]:
-    """Where a label may lie beside its dot, best first: right, left, above, below, in corners."""
-    height = 1.25 * size
-    away = LABELLED_DOT + GAP
+def _free_box(
+    dot: np.ndarray, shape: tuple[float, float], distance: float, taken: list[np.ndarray]
+) -> np.ndarray | None:
+    """Where a label may lie beside its dot: right, left, above, below, or in a corner.
+
+    Args:
+        shape: width and height of the label.
+        distance: pixels, beyond the usual one.
+        taken: (n, 4) boxes that it must not cover.
+    Returns:
+        (4,) left, top, right, bottom; None if there is no room.
+    """
+    (x, y), (width, height) = dot.tolist(), shape
+    away, slant = LABELLED_DOT + GAP + distance, GAP + 0.7 * distance
+    left, right = x - width - away, x + away
+    above, below = y - height - LABELLED_DOT - distance, y + LABELLED_DOT + distance
     corners = [
-        (x + away, y - height / 2), (x - away - width, y - height / 2),
-        (x - width / 2, y - LABELLED_DOT - height), (x - width / 2, y + LABELLED_DOT),
-        (x + GAP, y - height - 1), (x + GAP, y + 1),
-        (x - GAP - width, y - height - 1), (x - GAP - width, y + 1),
+        (right, y - height / 2), (left, y - height / 2),
+        (x - width / 2, above), (x - width / 2, below),
+        *((side, end) for end in (y - height - slant, y + slant)
+          for side in (x + slant, x - slant - width)),
     ]  # fmt: skip
-    return [np.array([left, top, left + width, top + height]) for left, top in corners]
+    for corner in corners:
+        box = np.array([*corner, corner[0] + width, corner[1] + height])
+        inside = box.min() >= 0 and box.max() <= SIDE and box[1] >= TITLE_HEIGHT - GAP
+        if inside and not any(_overlaps(box, boxes) for boxes in taken):
+            return box
+    return None
 
 
 def _overlaps(box: np.ndarray, taken: np.ndarray) -> bool:
-    """Whether a box is nearer than `GAP` to one of (n, 4) boxes, left and right."""
+    """Whether a box covers one of (n, 4) boxes, or is nearer to its side than `GAP`."""
     apart = (
         (box[2] + GAP <= taken[:, 0])
         | (taken[:, 2] + GAP <= box[0])
