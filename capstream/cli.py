@@ -53,6 +53,7 @@ COMMANDS = {
     "train": Command("pipeline.train", "train a captioner", launcher="always"),
     "evaluate": Command("pipeline.evaluate", "caption and score a data set", launcher="asked"),
     "caption": Command("pipeline.caption", "caption image files", launcher="asked"),
+    "words": Command("pipeline.words", "map the word embeddings of a checkpoint"),
 }
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -148,11 +149,31 @@ def unknown_words(tokenizer: Tokenizer, caption: str) -> list[str]:
 
 
 def readable(tokenizer: Tokenizer, token: int) -> str:
-    """A token as people read it: for a BPE piece, the letters that it stands for."""
+    """A token as people read it.
+
+    A BPE piece is shown as the letters that it stands for, or, if its bytes are only a part of a
+    letter, as these bytes: `\\xe2\\x80`.
+    """
     text = str(tokenizer.id_to_token(token))
     if token <= UNK or not isinstance(tokenizer.model, models.BPE):
         return text
-    return str(decoders.ByteLevel().decode([text])).replace(" ", "\u2423")  # an open box
+    letters = str(decoders.ByteLevel().decode([text]))
+    if "\ufffd" in letters:  # the sign for bytes that are not UTF-8
+        return "".join(f"\\x{_piece_bytes()[sign]:02x}" for sign in text)
+    return letters.replace(" ", "\u2423")  # an open box
+
+
+@cache
+def _piece_bytes() -> dict[str, int]:
+    """The byte that each sign of a BPE piece stands for.
+
+    Bytes that are printable in Latin-1 stand for themselves. The others have the signs from U+0100
+    on, in their order.
+    """
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printable = {sign: ord(sign) for sign in signs if ord(sign) < 256}
+    others = sorted(set(range(256)) - set(printable.values()))
+    return printable | dict(zip(signs[len(printable) :], others, strict=True))
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:

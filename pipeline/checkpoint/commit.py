@@ -18,9 +18,10 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint.identity import RunIdentity
@@ -142,6 +143,20 @@ def _damaged(path: Path, why: str) -> ValueError:
 def load_model_state(path: Path) -> dict[str, torch.Tensor]:
     """The weights of a checked checkpoint, on the CPU."""
     return dict(load_file(path / MODEL))
+
+
+def load_weight(path: Path, name: str) -> torch.Tensor:
+    """One weight of a checked checkpoint, on the CPU.
+
+    Args:
+        name: its name in the captioner's state.
+    Raises:
+        ValueError: the checkpoint has no such weight.
+    """
+    with safe_open(path / MODEL, framework="pt") as weights:
+        if name not in weights.keys():  # noqa: SIM118  # not a dictionary
+            raise ValueError(f"{path.resolve()}: the model has no weight {name}")
+        return cast(torch.Tensor, weights.get_tensor(name))
 
 
 def load_optimizer_state(path: Path) -> dict[str, Any]:

@@ -91,6 +91,14 @@ class ShardFolder:
                 raise self.bad_sample(sample, "crc32 differs")
         return index.key(sample), image, self._parse_meta(meta)
 
+    def read_meta(self, sample: int) -> dict[str, Any]:
+        """Read the JSON of one sample without its image, and check its crc32. Raises as `read`."""
+        size, offset = int(self.index.meta_size[sample]), int(self.index.meta_offset[sample])
+        data = self._pread(self._shard_of(sample), size, offset)
+        if zlib.crc32(data) != self.index.meta_crc32[sample]:
+            raise self.bad_sample(sample, "crc32 differs")
+        return self._parse_meta(data)
+
     def _parse_meta(self, data: bytes) -> dict[str, Any]:
         """Parse a sample's JSON. Captions of a tar made elsewhere are tokenised here."""
         if not self.foreign:

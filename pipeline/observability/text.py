@@ -124,15 +124,20 @@ def draw_line(
     line: str,
     style: Style,
     colour: tuple[int, int, int],
+    halo: int = 0,
 ) -> None:
     """Draw a clean line.
 
     Args:
         start: left end of the baseline on which all runs of the line stand.
+        halo: width in pixels of a white edge around the letters.
     """
     left, baseline = start
     for run, font in _runs(line, style):
-        draw.text((left, baseline), run, colour, font, anchor="ls")
+        draw.text(
+            (left, baseline), run, colour, font, anchor="ls",
+            stroke_width=halo, stroke_fill="white",
+        )  # fmt: skip
         left += font.getlength(run)
 
 

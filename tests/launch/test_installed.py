@@ -96,6 +96,8 @@ def test_the_whole_way(capstream: Path, tmp_path: Path) -> None:
     assert len({json.dumps(scores) for scores in scored.values()}) == 1
     image = next((tmp_path / "data" / "val2017").glob("*.jpg"))
     assert run(capstream, tmp_path, "caption", *checkpoint, image).stdout.startswith(str(image))
+    run(capstream, tmp_path, "words", *checkpoint, "--out", "words")
+    assert "</html>" in (tmp_path / "words" / "words.html").read_text()
 
 
 def test_a_wrong_setting_is_one_line(capstream: Path, tmp_path: Path) -> None:

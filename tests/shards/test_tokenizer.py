@@ -1,5 +1,7 @@
 """Tokenizers: words and byte pairs, their special tokens, and their files."""
 
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from shards.tokenizer import (
     decode,
     encode,
     load_tokenizer,
+    readable,
     train_bpe_tokenizer,
     train_word_tokenizer,
 )
@@ -60,6 +63,16 @@ def test_bpe_speaks_any_language(captions: list[str]) -> None:
         assert len(ids) < len(caption.encode()) / 2
     again = train_bpe_tokenizer(captions, min_count=2, vocab_size=400)
     assert again.to_str() == tokenizer.to_str()
+
+
+@given(st.text(min_size=1, max_size=8))
+def test_pieces_are_shown_as_letters_or_as_bytes(text: str) -> None:
+    tokenizer = train_bpe_tokenizer(["the dog"] * 3, min_count=2, vocab_size=270, keep_case=True)
+    shown = [readable(tokenizer, token) for token in encode(tokenizer, f"the {text}")]
+    assert shown[0] == "\u2423the"
+    escaped = "".join(shown[1:]).replace("\u2423", " ").encode()
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), escaped)
+    assert raw == unicodedata.normalize("NFC", f" {text}").encode()
 
 
 def test_words_of_any_language_are_folded() -> None:
