@@ -211,7 +211,7 @@ def _add_build(sub: CommandParser) -> None:
         type=int,
         default=256,
         help="shrink larger images to this short side, in pixels; 0 keeps the original size. "
-        "A JPEG that is not shrunk keeps its bytes. PNG, WEBP, CMYK images and images that EXIF "
+        "A JPEG that is not shrunk keeps its bytes. PNG, WebP, CMYK images and images that EXIF "
         "rotates are always encoded as upright RGB JPEG",
     )
     sub.add_argument("--quality", type=int, default=90, help="JPEG quality of encoded images")

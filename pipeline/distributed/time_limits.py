@@ -32,6 +32,7 @@ def usual_limit(phase: Phase, lately_s: Mapping[Phase, Sequence[float]]) -> floa
     if len(lately_s[Phase.STEP]) < NUM_FIRST:
         return FIRST_LIMIT_S
     # The median of steps, since a step in which another process was scoring says nothing about the
-    # usual one. The mean of waits for data, since batches may come in bunches.
-    usual = max(statistics.median(lately_s[Phase.STEP]), statistics.fmean(lately_s[Phase.DATA]))
+    # usual one. The mean of waits for data, since batches may come in bunches; 0 before the first.
+    waits_s = lately_s[Phase.DATA] or [0.0]
+    usual = max(statistics.median(lately_s[Phase.STEP]), statistics.fmean(waits_s))
     return max(least, SLOWER_THAN_USUAL * usual)

@@ -39,9 +39,12 @@ class CrossEntropy(Objective):
         weights = batch.weights[..., None].expand(targets.shape).flatten()
         targets = targets.flatten()
         positions = ((targets != PAD) & (weights != 0)).nonzero()[:, 0]
-        weights = weights[positions]
-        inputs = Inputs(batch.images, batch.tokens, positions, targets[positions], weights)
-        return Prepared(float(weights.sum()), inputs)
+        targets, weights = targets[positions], weights[positions]
+        num_terms = float(weights.sum())
+        if batch.images.is_pinned():  # then these are copied to the GPU asynchronously as well
+            positions, targets, weights = (x.pin_memory() for x in (positions, targets, weights))
+        inputs = Inputs(batch.images, batch.tokens, positions, targets, weights)
+        return Prepared(num_terms, inputs)
 
     def forward(self, inputs: Inputs) -> Loss:
         """Teacher forcing: from each prefix of a reference caption to the token after it."""

@@ -21,7 +21,7 @@ class StepResult:
     loss: float  # nats a token, over the global batch
     grad_norm: float  # before clipping
     num_images: int
-    num_tokens: int
+    num_terms: int  # of the loss: tokens, for cross-entropy
     num_bad: int  # bad samples left out
     wait_s: float  # seconds spent waiting for data, mean over the ranks
     skipped: bool  # fp16 only: the gradient overflowed and the weights stayed
@@ -79,11 +79,11 @@ class Monitor:
     def _log(self, step: int, learning_rate: float, num_bad: int) -> None:
         seconds = max(time.monotonic() - self._window_start, 1e-9)
         results = self._results
-        num_tokens = sum(r.num_tokens for r in results)
-        loss = sum(r.loss * r.num_tokens for r in results) / max(num_tokens, 1)
+        num_terms = sum(r.num_terms for r in results)
+        loss = sum(r.loss * r.num_terms for r in results) / max(num_terms, 1)
         logged = {
-            f"train/{name}": sum(r.logged[name] * r.num_tokens for r in results)
-            / max(num_tokens, 1)
+            f"train/{name}": sum(r.logged[name] * r.num_terms for r in results)
+            / max(num_terms, 1)
             for name in results[0].logged
         }
         images_per_s = sum(r.num_images for r in results) / seconds
@@ -95,8 +95,8 @@ class Monitor:
             "train/gradient_norm": sum(r.grad_norm for r in results) / len(results),
             "speed/images_per_s": images_per_s,
             "speed/images_per_s_per_process": images_per_s / self.num_processes,
-            "speed/tokens_per_s": num_tokens / seconds,
-            "speed/tokens_per_s_per_process": num_tokens / seconds / self.num_processes,
+            "speed/tokens_per_s": num_terms / seconds,
+            "speed/tokens_per_s_per_process": num_terms / seconds / self.num_processes,
             "speed/data_wait_share": wait_share,
             "train/skipped_steps": float(sum(r.skipped for r in results)),
             "data/bad_samples": float(num_bad),

@@ -90,7 +90,7 @@ class TrainStep:
         return StepResult(
             loss=loss,
             grad_norm=norm,
-            num_tokens=int(count),
+            num_terms=int(count),
             num_images=int(images),
             num_bad=int(bad),
             wait_s=waited / accelerator.num_processes,

@@ -52,6 +52,12 @@ def test_one_step_that_waited_for_long_does_not_blunt_the_limit() -> None:
         assert usual_limit(phase, {Phase.DATA: [], Phase.STEP: [0.1]}) == 600
 
 
+def test_steps_without_a_wait_for_data_have_a_limit_too() -> None:
+    lately = {Phase.DATA: [], Phase.STEP: [20.0, 20.0]}
+    assert usual_limit(Phase.STEP, lately) == usual_limit(Phase.EVALUATE, lately) == 200
+    assert usual_limit(Phase.DATA, {Phase.DATA: [], Phase.STEP: [0.1, 0.1]}) == 30
+
+
 def test_the_silent_are_lost_unless_they_are_done() -> None:
     fine, done = state(8, Phase.STEP, 1), state(0, Phase.DONE, 1, float("inf"))
     fault = find_fault([fine, fine], [LOST_S + 1, 0])

@@ -19,6 +19,7 @@ from support.training import read_sample_log, tiny_settings, train
 from pipeline.checkpoint.commit import load_model_state
 from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
+from pipeline.data.batch import Batch, collate_captions
 from pipeline.model.captioner import Captioner
 from pipeline.objectives.cross_entropy import CrossEntropy, Inputs
 from pipeline.runtime.preemption import STOPPED
@@ -190,3 +191,16 @@ def test_captions_on_a_gpu_are_those_of_a_cpu(
         subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
         results[device] = json.loads((tmp_path / f"{device}.json").read_text())
     assert results["gpu"] == results["cpu"]
+
+
+def test_what_the_objective_makes_of_a_pinned_batch_is_pinned() -> None:
+    """Only then is it copied to the GPU while the host goes on."""
+    tokens, weights = collate_captions([[[5, 6], [7]], []], 2)
+    images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    tensors = (images, tokens, weights)
+    objective = CrossEntropy(torch.nn.Identity())  # type: ignore[arg-type]  # unused on the host
+    pinned = objective.prepare(Batch(*(x.pin_memory() for x in tensors), [], []))
+    assert all(x.is_pinned() for x in pinned.inputs)
+    plain = objective.prepare(Batch(*tensors, [], []))
+    assert not any(x.is_pinned() for x in plain.inputs)
+    assert all(map(torch.equal, pinned.inputs, plain.inputs))

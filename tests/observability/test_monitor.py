@@ -10,12 +10,12 @@ from pipeline.observability.contact_sheet import Captioned
 from pipeline.observability.monitor import Monitor, StepResult
 
 
-def result(loss: float, num_tokens: int, **fields: object) -> StepResult:
+def result(loss: float, num_terms: int, **fields: object) -> StepResult:
     values = {
         "grad_norm": 1.0, "num_images": 10, "num_bad": 0, "wait_s": 0.0, "skipped": False,
         "stop": False, **fields,
     }  # fmt: skip
-    return StepResult(loss=loss, num_tokens=num_tokens, **values)  # type: ignore[arg-type]
+    return StepResult(loss=loss, num_terms=num_terms, **values)  # type: ignore[arg-type]
 
 
 def make_monitor(run_dir: Path, active: bool = True, first_step: int = 0) -> Monitor:

@@ -82,6 +82,6 @@ def test_loss_and_logged_values_are_means_over_all_micro_batches() -> None:
     step = TrainStep(accelerator, wrapped, optimizer, clip=0.0)
     result = step.take([batch_of(1, 4, 6), batch_of(9)], learning_rate=0.1)
     assert result.logged == {"token": 5.0}
-    assert (result.loss, result.num_tokens, result.num_images) == (10.0, 4, 2)
+    assert (result.loss, result.num_terms, result.num_images) == (10.0, 4, 2)
     assert result.grad_norm == 5.0
     assert objective.captioner.weight.item() == pytest.approx(1.5)
