@@ -31,17 +31,33 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The recurrent decoder.
+    """The decoder.
 
     Args:
-        kind: recurrent layer.
-        hidden_dim: width of its state.
-        dropout: dropout on the word embeddings and on the states before the output layer.
+        kind: `lstm` and `gru` see the image once, as one vector, before the first word (Show and
+            Tell, the article's). The others look at the grid of the image at every word:
+            `soft_attention` (Show, Attend and Tell), `adaptive` (which can look away), `att2in`
+            (from self-critical training), `updown` (two LSTMs), `transformer`.
+        hidden_dim: width of its recurrent state, or of the transformer. For `adaptive` it must
+            equal model.dim.
+        dropout: dropout on the word embeddings and on the states before the output layer; in a
+            transformer on every layer's output.
+        attention_dim: width of the attention of `soft_attention`, `adaptive`, `att2in`, `updown`.
+        attention_penalty: weight of the doubly stochastic penalty of `soft_attention`, which asks
+            that the weights of each position add up to 1 over the words of a caption.
+        layers: layers of the transformer.
+        heads: attention heads of each of them.
     """
 
-    kind: Literal["lstm", "gru"] = "lstm"
+    kind: Literal[
+        "lstm", "gru", "soft_attention", "adaptive", "att2in", "updown", "transformer"
+    ] = "lstm"
     hidden_dim: int = 1024
     dropout: float = 0.5
+    attention_dim: int = 512
+    attention_penalty: float = 1.0
+    layers: int = 3
+    heads: int = 8
 
 
 @dataclass(frozen=True)

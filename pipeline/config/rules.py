@@ -75,6 +75,21 @@ def _model_rules(model: ModelConfig) -> list[Rule]:
         ("model.decoder.hidden_dim", decoder.hidden_dim >= 1, "must be 1 or more"),
         ("model.decoder.dropout", 0 <= decoder.dropout < 1, "must be at least 0 and below 1"),
         (
+            "model.decoder.hidden_dim",
+            decoder.kind != "adaptive" or decoder.hidden_dim == model.dim,
+            f"must equal model.dim, which is {model.dim}, for the decoder `adaptive`",
+        ),
+        (
+            "model.decoder.hidden_dim",
+            decoder.kind != "transformer" or decoder.hidden_dim % (2 * max(decoder.heads, 1)) == 0,
+            f"must be a multiple of 2 * model.decoder.heads, which is {2 * decoder.heads}, for the "
+            "decoder `transformer`",
+        ),
+        ("model.decoder.attention_dim", decoder.attention_dim >= 1, "must be 1 or more"),
+        ("model.decoder.attention_penalty", decoder.attention_penalty >= 0, "must be 0 or more"),
+        ("model.decoder.layers", decoder.layers >= 1, "must be 1 or more"),
+        ("model.decoder.heads", decoder.heads >= 1, "must be 1 or more"),
+        (
             "model.encoder.freeze",
             not encoder.freeze or encoder.weights is not None,
             "must be false where model.encoder.weights is null: random convolutions would be kept",

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.config.model import ModelConfig
 from pipeline.model.decoders import make_decoder
 from pipeline.model.encoders.image_encoder import ImageEncoder
-from pipeline.model.protocols import Decoder
+from pipeline.model.protocols import Decoded, Decoder
 
 
 class Captioner(nn.Module):
@@ -30,13 +30,13 @@ class Captioner(nn.Module):
         self.encoder = ImageEncoder(config.encoder, config.dim, pretrained)
         self.decoder = make_decoder(config.decoder, config.dim, vocab_size)
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> Decoded:
         """The decoder's states by teacher forcing. An image is encoded once for its K captions.
 
         Args:
             images: (B, S, S, 3) uint8.
             tokens: (B, K, L) int64, BOS first, right-padded.
         Returns:
-            (N, L, H) float: `decoder.to_words` of position l scores the token after tokens[..., l].
+            `decoder.to_words` of the states of position l scores the token after tokens[..., l].
         """
         return self.decoder(self.encoder(images), tokens)

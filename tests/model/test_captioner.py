@@ -18,7 +18,7 @@ def test_an_image_is_encoded_once_for_all_its_captions() -> None:
     calls = []
     captioner.encoder.register_forward_hook(lambda *args: calls.append(args[1][0].shape))
     images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
-    states = captioner(images, torch.randint(4, VOCAB, (3, 5, 7)))
+    states = captioner(images, torch.randint(4, VOCAB, (3, 5, 7))).states
     assert states.shape == (15, 7, 12)
     assert captioner.decoder.to_words(states).shape == (15, 7, VOCAB)
     assert calls == [(3, 32, 32, 3)]

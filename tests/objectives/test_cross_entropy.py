@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
 
 def naive_loss(captioner: Captioner, batch: Batch) -> tuple[torch.Tensor, float]:
     """Sum and number of tokens, from the scores of all positions."""
-    scores = captioner.decoder.to_words(captioner(batch.images, batch.tokens[..., :-1]))
+    scores = captioner.decoder.to_words(captioner(batch.images, batch.tokens[..., :-1]).states)
     targets, weights = batch.tokens[..., 1:].flatten(), batch.weights.flatten()
     losses = functional.cross_entropy(
         scores.flatten(0, 1), targets, ignore_index=PAD, reduction="none"
