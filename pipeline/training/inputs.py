@@ -29,6 +29,7 @@ from pipeline.data.partition import streams_of_ranks
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import ALGORITHM
 from pipeline.distributed.process_group import runs_on_cpu
+from pipeline.evaluation.features import check_features
 from pipeline.model.captioner import Captioner
 from pipeline.remote.location import locate_data_sets
 from pipeline.runtime.run_lock import lock_run_dir
@@ -108,6 +109,9 @@ def prepare(config: Config, world: World) -> Run:
     vocab_size = train_shards.tokenizer.get_vocab_size()
     captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
     _try_encoder(captioner, config)
+    for shards in (train_shards, val_shards):
+        if shards:
+            check_features(shards, captioner, config, "this run")
     return Run(
         config=config,
         world=world,
