@@ -117,6 +117,7 @@ def _training_rules(optim: OptimConfig, train: TrainConfig) -> list[Rule]:
             train.epochs is not None or train.steps is not None,
             "must be set where train.steps is null: one of them ends the run",
         ),
+        ("train.label_smoothing", 0 <= train.label_smoothing < 1, "must be at least 0, below 1"),
         ("train.accumulation_steps", train.accumulation_steps >= 1, "must be 1 or more"),
         (
             "train.checkpoint_every_epochs",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.data.batch import Batch
+from pipeline.model.captioner import Captioner
 from pipeline.objectives.objective import Loss, Objective, Prepared
 from pipeline.objectives.projection import cross_entropy
 from shards.tokenizer import PAD
@@ -30,6 +31,14 @@ class CrossEntropy(Objective):
     Source: Vinyals et al., Show and Tell, arXiv:1411.4555, eq. 10.
     """
 
+    def __init__(self, captioner: Captioner, label_smoothing: float = 0.0) -> None:
+        """
+        Args:
+            label_smoothing: share of each target that is spread over the whole vocabulary.
+        """
+        super().__init__(captioner)
+        self.label_smoothing = label_smoothing
+
     def prepare(self, batch: Batch) -> Prepared:
         """Find the tokens to predict: all but PAD and those of empty slots.
 
@@ -48,7 +57,9 @@ class CrossEntropy(Objective):
         decoded = self.captioner(inputs.images, inputs.tokens[..., :-1])
         valid = decoded.states.flatten(0, 1).index_select(0, inputs.positions)
         decoder = self.captioner.decoder
-        loss = cross_entropy(valid, decoder.to_words, inputs.targets, inputs.weights)
+        loss = cross_entropy(
+            valid, decoder.to_words, inputs.targets, inputs.weights, self.label_smoothing
+        )
         if not decoder.attention_penalty:
             return Loss(loss, {})
         penalty = doubly_stochastic_penalty(decoded.attention, inputs)

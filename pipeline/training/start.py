@@ -28,7 +28,7 @@ def restore(
         captioner.load_state_dict(load_model_state(checkpoint))
         state, _ = load_state(checkpoint)
     _check_ranks_agree(run, state)
-    objective = CrossEntropy(captioner).train()
+    objective = CrossEntropy(captioner, run.config.train.label_smoothing).train()
     objective.to(memory_format=channels_last)  # the layout of the images
     model, wrapped = accelerator.prepare(objective, optimizer)
     if checkpoint:
