@@ -27,7 +27,7 @@ class Captioner(nn.Module):
             ValueError: as `ImageEncoder`.
         """
         super().__init__()
-        self.encoder = ImageEncoder(config.encoder, config.dim, pretrained)
+        self.encoder = ImageEncoder(config.encoder, config.dim, pretrained=pretrained)
         self.decoder = make_decoder(config.decoder, config.dim, vocab_size)
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
