@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder: a backbone, which is a classification network without its classifier, and a head.
+    """The encoder: a backbone, that is a classification network without its classifier, and a head.
 
     A decoder that sees one vector an image has a perceptron of two layers as head; a decoder that
     sees a grid of positions has one linear layer at each position.

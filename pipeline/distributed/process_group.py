@@ -22,9 +22,7 @@ JOIN_LIMIT_S = 900.0  # a scheduler may start the machines of a run minutes apar
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
-def join_processes(
-    world: World, precision: str = "fp32", some_unused: bool = False
-) -> Accelerator:
+def join_processes(world: World, precision: str = "fp32", some_unused: bool = False) -> Accelerator:
     """Join the process group that the launcher prepared, if there is one.
 
     Args:

@@ -77,7 +77,7 @@ def test_each_recipe_parses(recipe: Path) -> None:
         ("--model.encoder.lr_factor 0", "model.encoder.lr_factor"),
         ("--model.encoder.grid 0", "model.encoder.grid"),
         (
-            "--model.encoder.weights imagenet --model.encoder.tune none --model.encoder.lr_factor 2",
+            "--model.encoder.weights w.pth --model.encoder.tune none --model.encoder.lr_factor 2",
             "model.encoder.lr_factor",
         ),
         (
@@ -85,7 +85,10 @@ def test_each_recipe_parses(recipe: Path) -> None:
             "--model.encoder.frozen_epochs 1",
             "model.encoder.frozen_epochs",
         ),
-        ("--model.encoder.freeze true", "model.encoder.freeze was replaced by --model.encoder.tune"),
+        (
+            "--model.encoder.freeze true",
+            "model.encoder.freeze was replaced by --model.encoder.tune",
+        ),
         ("--model.encoder.dropout 1.0", "model.encoder.dropout"),
     ],
 )

@@ -200,7 +200,9 @@ def test_weights_from_a_file_are_loaded(tmp_path: Path, output: Output) -> None:
     torch.save(source.state_dict(), path)
     encoder = ImageEncoder(EncoderConfig(name="resnet18", weights=str(path)), 10, output)
     assert torch.equal(encoder.backbone.network.conv1.weight, source.conv1.weight)
-    assert torch.equal(encoder.backbone.network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert torch.equal(
+        encoder.backbone.network.layer4[1].conv2.weight, source.layer4[1].conv2.weight
+    )
     fresh = ImageEncoder(
         EncoderConfig(name="resnet18", weights="nowhere.pth"), 10, output, pretrained=False
     )
@@ -214,7 +216,9 @@ def test_weights_of_timm_load_whatever_classifier_they_have(tmp_path: Path) -> N
     path = tmp_path / "w.safetensors"
     save_file(source.state_dict(), path)
     encoder = ImageEncoder(EncoderConfig(name="timm/resnet10t", weights=str(path)), 10).eval()
-    assert torch.equal(encoder.backbone.network.layer4[0].conv1.weight, source.layer4[0].conv1.weight)
+    assert torch.equal(
+        encoder.backbone.network.layer4[0].conv1.weight, source.layer4[0].conv1.weight
+    )
     with pytest.raises(ValueError, match=r"does not fit timm/resnet14t: .* Missing key"):
         ImageEncoder(EncoderConfig(name="timm/resnet14t", weights=str(path)), 10)
 

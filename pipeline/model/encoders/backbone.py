@@ -78,7 +78,9 @@ class Backbone(nn.Module):
         if self.grid is not None:
             side = min(feature_map.shape[2:])
             if self.grid > side:
-                raise ValueError(f"model.encoder.grid is {self.grid}, but the side of the map {side}")
+                raise ValueError(
+                    f"model.encoder.grid is {self.grid}, but the side of the map {side}"
+                )
             feature_map = adaptive_avg_pool2d(feature_map, self.grid)
         return feature_map.flatten(2).transpose(1, 2)
 
