@@ -108,7 +108,7 @@ def _read_encoder(
 
         trained = load_trained(arguments.checkpoint)
         return trained.config, trained.captioner.encoder
-    config = parse_config([*files, *settings])
+    config = parse_config([*files, "--data.train", arguments.shards, *settings])
     if config.model.encoder.weights is None:
         raise ValueError(
             "model.encoder.weights: must name pretrained weights, since the backbone stays as it is"
@@ -137,10 +137,7 @@ def _make_job(arguments: argparse.Namespace, config: Config, encoder: ImageEncod
     out = location(arguments.out)
     if not is_remote(out):
         out.mkdir(parents=True, exist_ok=True)
-    output = "grid" if encoder.output == "grid" else "pooled"
-    policy = policy_of(
-        encoder, config, output, source, arguments.dtype, arguments.views, arguments.flip
-    )
+    policy = policy_of(encoder, config, source, arguments.dtype, arguments.views, arguments.flip)
     return FeatureJob(source, out, policy, arguments.batch_size, arguments.workers)
 
 
@@ -151,9 +148,8 @@ def _encode(job: FeatureJob, encoder: ImageEncoder, world: World, as_json: bool)
     from pipeline.evaluation.feature_job import encode_data_set
 
     device = torch.device("cpu" if runs_on_cpu() else f"cuda:{world.local_rank}")
-    manifest = encode_data_set(
-        job, encoder.to(device, memory_format=torch.channels_last), world, device
-    )
+    encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    manifest = encode_data_set(job, encoder, world, device)
     if manifest is None:  # the process that finishes last says so
         return
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)

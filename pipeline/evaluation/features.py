@@ -45,7 +45,7 @@ def check_features(shards: ShardFolder, captioner: Captioner, config: Config, wh
     policy, encoder = shards.features, captioner.encoder
     if policy is None:
         return
-    if encoder.tuned:
+    if encoder.is_tuned():
         raise ValueError(
             f"{shards.location}: holds features of a frozen backbone, but {whose} trains it; set "
             "model.encoder.tune to `none`, or use the shards of images"
@@ -79,7 +79,6 @@ def _differs(shards: ShardFolder, name: str, found: object, wanted: object, whos
 def policy_of(
     encoder: ImageEncoder,
     config: Config,
-    output: Literal["pooled", "grid"],
     source: ShardFolder,
     dtype: Literal["float16", "float32"],
     views: int,
@@ -89,7 +88,7 @@ def policy_of(
     return FeaturePolicy(
         encoder=config.model.encoder.name,
         weights_sha256=weights_sha256(encoder.backbone),
-        output=output,
+        output=encoder.backbone.output,
         shape=feature_shape(encoder, config.data.image_size),
         dtype=dtype,
         image_size=config.data.image_size,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.config.model import ModelConfig
-from pipeline.model.decoders import make_decoder
+from pipeline.model.decoders import DECODERS, make_decoder
 from pipeline.model.encoders.image_encoder import ImageEncoder
 from pipeline.model.protocols import Decoded, Decoder
 
@@ -27,7 +27,8 @@ class Captioner(nn.Module):
             ValueError: as `ImageEncoder`.
         """
         super().__init__()
-        self.encoder = ImageEncoder(config.encoder, config.dim, pretrained)
+        output = DECODERS[config.decoder.kind].output
+        self.encoder = ImageEncoder(config.encoder, config.dim, output, pretrained)
         self.decoder = make_decoder(config.decoder, config.dim, vocab_size)
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> Decoded:

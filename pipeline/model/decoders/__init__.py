@@ -11,7 +11,7 @@ from pipeline.model.decoders.transformer import TransformerDecoder
 from pipeline.model.decoders.updown import UpDownDecoder
 
 # Each class is made from (config, dim, vocab_size), and is a `Decoder` of pipeline.model.protocols.
-DECODERS = {
+DECODERS: dict[str, Any] = {
     "lstm": RecurrentDecoder,
     "gru": RecurrentDecoder,
     "soft_attention": SoftAttentionDecoder,

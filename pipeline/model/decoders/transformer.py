@@ -5,6 +5,7 @@ H width of the states, A heads, M positions that are computed, V vocabulary
 """
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ class TransformerDecoder(nn.Module):
         self.embed = nn.Embedding(vocab_size, width, padding_idx=PAD)
         nn.init.normal_(self.embed.weight, std=width**-0.5)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(_Layer(config, dim) for _ in range(config.layers))
+        layers = [_Layer(config, dim) for _ in range(config.layers)]
+        self.layers: Sequence[_Layer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(width)
         self.to_words = nn.Linear(width, vocab_size)
 
@@ -104,7 +106,9 @@ class TransformerDecoder(nn.Module):
         """Words and their positions: (N, L) int64 -> (N, L, H) float."""
         width = self.embed.embedding_dim
         words = self.embed(tokens) * math.sqrt(width)
-        return self.dropout(words + sinusoids(first, tokens.shape[1], width).to(words))
+        places = sinusoids(first, tokens.shape[1], width).to(words)
+        embedded: torch.Tensor = self.dropout(words + places)
+        return embedded
 
 
 class _Layer(nn.Module):
@@ -157,7 +161,7 @@ class _Layer(nn.Module):
         """(B, Q, H) queries of an image's captions -> (B, Q, H) and weights (B, A, Q, P)."""
         keys, values = (self._heads(part) for part in image.chunk(2, dim=2))
         scores = self._heads(queries) @ keys.transpose(2, 3) / math.sqrt(keys.shape[3])
-        weights = scores.float().softmax(dim=3).to(values.dtype)
+        weights = scores.softmax(dim=3).to(values.dtype)  # autocast computes it in float32
         return _join(weights @ values), weights
 
     def _feed_forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -166,7 +170,8 @@ class _Layer(nn.Module):
 
     def _heads(self, values: torch.Tensor) -> torch.Tensor:
         """(N, L, H) -> (N, A, L, H / A)."""
-        return values.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        heads: torch.Tensor = values.unflatten(2, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return heads
 
 
 class _Places:
@@ -188,7 +193,8 @@ class _Places:
         if self.index is not None:
             full = values.new_zeros(self.shape.numel(), *values.shape[1:])
             values = full.index_copy(0, self.index, values)
-        return values.unflatten(0, self.shape)
+        rows: torch.Tensor = values.unflatten(0, self.shape)  # type: ignore[no-untyped-call]
+        return rows
 
 
 def _join(values: torch.Tensor) -> torch.Tensor:
