@@ -137,7 +137,7 @@ def _bare_model(config: Config) -> Callable[[], float]:
         run = prepare(replace(config, run_dir=run_dir), read_world())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = CrossEntropy(run.captioner).train().to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config.optim)
+    optimizer = make_optimizer(run.captioner, config.optim)
     batches: list[Prepared] = []
     images: torch.Tensor | None = None
     for batch in trainer_batches(run.train_shards, config.data, config.train.steps):

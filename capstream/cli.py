@@ -50,6 +50,9 @@ COMMANDS = {
     "verify": Command("shards", "read every byte of a data set again and report each fault"),
     "show": Command("shards", "print samples of a data set, or write them to a page with images"),
     "order": Command("pipeline.order", "print which images make up any training step"),
+    "features": Command(
+        "pipeline.features", "encode a data set once with a frozen backbone", launcher="asked"
+    ),
     "train": Command("pipeline.train", "train a captioner", launcher="always"),
     "evaluate": Command("pipeline.evaluate", "caption and score a data set", launcher="asked"),
     "caption": Command("pipeline.caption", "caption image files", launcher="asked"),

@@ -111,6 +111,7 @@ def _read_inputs(arguments: argparse.Namespace) -> tuple[Trained, EvaluationTask
     from pipeline.data.loader import EVAL_SHARDS
     from pipeline.data.reader import ShardFolder
     from pipeline.evaluation.evaluator import EvaluationTask
+    from pipeline.evaluation.features import check_features
     from pipeline.generation.trained import load_trained
     from pipeline.remote.location import locate_data_sets
     from shards.tokenizer import tokenizer_sha256
@@ -124,6 +125,7 @@ def _read_inputs(arguments: argparse.Namespace) -> tuple[Trained, EvaluationTask
             f"{arguments.shards}: built with another tokenizer than {arguments.checkpoint} was "
             "trained with; build the shards with the checkpoint's tokenizer.json"
         )
+    check_features(shards, trained.captioner, trained.config, str(arguments.checkpoint))
     task = EvaluationTask(
         EvalDataset(shards, trained.config.data.image_size),
         trained.config.model.max_tokens,

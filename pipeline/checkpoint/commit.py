@@ -36,7 +36,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 FILES = "files.json"
 
-FORMAT = 2  # of the folder; raise it with any change that an earlier version could misread
+FORMAT = 3  # of the folder; raise it with any change that an earlier version could misread
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Settings of the data and its batches."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 MAX_STREAMS = 64  # a run needs as many as it has machines; more only cost memory
 
@@ -17,6 +18,8 @@ class DataConfig:
             has more, each epoch chooses some of them at random.
         workers: loader workers of each training process; 0 loads in the process itself.
         image_size: side in pixels of the square that the encoder sees.
+        crop: square of a training image that the encoder sees: `random`, or `center` as in
+            evaluation. Stored features have their own.
         min_crop: smallest side of a random training crop, as a fraction of the short side of the
             image; 1 keeps the whole short side and cuts the long side to the same
             length.
@@ -39,6 +42,7 @@ class DataConfig:
     captions_per_image: int = 5
     workers: int = 2
     image_size: int = 224
+    crop: Literal["random", "center"] = "random"
     min_crop: float = 0.875
     shuffle_block: int = 16
     streams: int = 1

@@ -4,7 +4,7 @@ import math
 from operator import attrgetter
 
 from pipeline.config.data import MAX_STREAMS, DataConfig
-from pipeline.config.model import ModelConfig
+from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
 from pipeline.config.run import Config
 from pipeline.config.settings_file import as_yaml
 from pipeline.config.training import OptimConfig, TrainConfig
@@ -72,18 +72,62 @@ def _model_rules(model: ModelConfig) -> list[Rule]:
         ("model.max_tokens", model.max_tokens >= 1, "must be 1 or more"),
         ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),
         ("model.encoder.dropout", 0 <= encoder.dropout < 1, "must be at least 0 and below 1"),
+        *_tuning_rules(encoder),
+        *_decoder_rules(decoder, model.dim),
+    ]
+
+
+def _decoder_rules(decoder: DecoderConfig, dim: int) -> list[Rule]:
+    heads = decoder.heads
+    return [
         ("model.decoder.hidden_dim", decoder.hidden_dim >= 1, "must be 1 or more"),
         ("model.decoder.dropout", 0 <= decoder.dropout < 1, "must be at least 0 and below 1"),
         (
-            "model.encoder.freeze",
-            not encoder.freeze or encoder.weights is not None,
-            "must be false where model.encoder.weights is null: random convolutions would be kept",
+            "model.decoder.hidden_dim",
+            decoder.kind != "adaptive" or decoder.hidden_dim == dim,
+            f"must equal model.dim, which is {dim}, for the decoder `adaptive`",
         ),
         (
-            "model.encoder.freeze",
-            not encoder.freeze or encoder.batch_norm in ("auto", "frozen"),
-            f"must be false where model.encoder.batch_norm is `{encoder.batch_norm}`: choose "
-            "`auto` or `frozen`",
+            "model.decoder.hidden_dim",
+            decoder.kind != "transformer" or decoder.hidden_dim % (2 * max(heads, 1)) == 0,
+            f"must be a multiple of 2 * model.decoder.heads, which is {2 * heads}, for the "
+            "decoder `transformer`",
+        ),
+        ("model.decoder.attention_dim", decoder.attention_dim >= 1, "must be 1 or more"),
+        ("model.decoder.attention_penalty", decoder.attention_penalty >= 0, "must be 0 or more"),
+        ("model.decoder.layers", decoder.layers >= 1, "must be 1 or more"),
+        ("model.decoder.heads", heads >= 1, "must be 1 or more"),
+    ]
+
+
+def _tuning_rules(encoder: EncoderConfig) -> list[Rule]:
+    """A backbone that keeps random weights for a time is a mistake, and so are unused settings."""
+    random, fixed = encoder.weights is None, encoder.tune == "none"
+    epochs, factor = encoder.frozen_epochs, encoder.lr_factor
+    grid = encoder.grid
+    return [
+        ("model.encoder.grid", grid is None or grid >= 1, "must be 1 or more, or null"),
+        (
+            "model.encoder.tune",
+            encoder.tune == "all" or not random,
+            "must be `all` where model.encoder.weights is null: random weights would be kept",
+        ),
+        ("model.encoder.frozen_epochs", 0 <= epochs < math.inf, "must be 0 or more"),
+        (
+            "model.encoder.frozen_epochs",
+            epochs == 0 or not random,
+            "must be 0 where model.encoder.weights is null: random weights would be kept",
+        ),
+        (
+            "model.encoder.frozen_epochs",
+            epochs == 0 or not fixed,
+            "must be 0 where model.encoder.tune is `none`, which freezes all epochs",
+        ),
+        ("model.encoder.lr_factor", 0 < factor < math.inf, "must be above 0 and finite"),
+        (
+            "model.encoder.lr_factor",
+            factor == 1 or not fixed,
+            "must be 1 where model.encoder.tune is `none`, as nothing of the backbone is trained",
         ),
     ]
 
@@ -102,6 +146,7 @@ def _training_rules(optim: OptimConfig, train: TrainConfig) -> list[Rule]:
             train.epochs is not None or train.steps is not None,
             "must be set where train.steps is null: one of them ends the run",
         ),
+        ("train.label_smoothing", 0 <= train.label_smoothing < 1, "must be at least 0, below 1"),
         ("train.accumulation_steps", train.accumulation_steps >= 1, "must be 1 or more"),
         (
             "train.checkpoint_every_epochs",

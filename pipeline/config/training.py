@@ -39,6 +39,7 @@ class TrainConfig:
             for no limit.
         precision: `bf16` and `fp16` are mixed precision on GPUs; a CPU always computes in float32.
             The mixed precision that `accelerate launch` is given has no effect.
+        label_smoothing: share of each target, 0 to 1, that is spread evenly over the vocabulary.
         accumulation_steps: micro-batches into which each process splits its part of a global batch,
             to save memory.
         checkpoint_every_epochs: epochs between checkpoints, such as 0.5. With 0, checkpoints are
@@ -56,6 +57,7 @@ class TrainConfig:
     steps: int | None = None
     epochs: int | None = 3
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    label_smoothing: float = 0.0
     accumulation_steps: int = 1
     checkpoint_every_epochs: float = 1.0
     checkpoint_minutes: float = 15.0

@@ -21,7 +21,7 @@ class BadSampleError(ValueError):
 class Batch(NamedTuple):
     """A micro-batch of training samples, on its way from the loader to the device."""
 
-    images: torch.Tensor  # (B, S, S, 3) uint8
+    images: torch.Tensor  # (B, S, S, 3) uint8, or stored features (B, P, F) or (B, F) float
     tokens: torch.Tensor  # (B, K, L) int64: BOS, words, EOS, then PAD
     weights: torch.Tensor  # (B, K) float32: 0 for a caption that only fills the tensor up
     ids: list[ImageId]  # of the images, in slot order; none for empty slots
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 class EvalBatch(NamedTuple):
     """Images to caption, with their reference captions."""
 
-    images: torch.Tensor  # (B, S, S, 3) uint8
+    images: torch.Tensor  # as of `Batch`
     ids: list[ImageId]
     references: list[list[str]]  # raw captions of each image
     bad: list[str]  # a message for each bad sample that was left out

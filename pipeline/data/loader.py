@@ -107,12 +107,12 @@ def _with_prefetch(
 def _dataset_for_workers(
     dataset: TrainDataset, sampler: MicroBatchSampler, workers: int
 ) -> "_BufferedDataset":
-    size = dataset.config.image_size
     # Those prepared in advance, and a worker's share of the batches that the trainer holds. These
     # are two steps' batches, because it releases one step's when it has the next step's.
     num_each = BATCHES_AHEAD + -(-2 * sampler.accumulation_steps // workers)
-    shape = (sampler.micro_size, size, size, 3)
-    return _BufferedDataset(dataset, SharedBuffers(shape, workers, num_each))
+    shards = dataset.shards
+    shape = (sampler.micro_size, *shards.input_shape(dataset.config.image_size))
+    return _BufferedDataset(dataset, SharedBuffers(shape, shards.input_dtype, workers, num_each))
 
 
 class _BufferedDataset(Dataset[Any]):
@@ -128,5 +128,5 @@ class _BufferedDataset(Dataset[Any]):
         buffer = self.buffers.take(worker.id)
         if buffer is None:  # the consumer holds all of them; torch transfers this batch instead
             return self.dataset[slots]
-        batch = self.dataset.load(slots, self.buffers.pixels(buffer))
+        batch = self.dataset.load(slots, self.buffers.array(buffer))
         return BatchInBuffer(self.buffers, buffer, batch)

@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.data.batch import BadSampleError
+from pipeline.data.stored_features import feature_policy
 from pipeline.remote.cache import ShardCache
 from shards.format.index import read_index
 from shards.format.manifest import read_manifest
@@ -36,6 +39,7 @@ class ShardFolder:
         self.location = str(folder) if cache is None else cache.url  # for messages
         self.manifest = read_manifest(folder)
         self.foreign = is_foreign(self.manifest)
+        self.features = feature_policy(self.manifest)
         self.index = read_index(folder)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         if len(self.index) == 0:
@@ -60,13 +64,30 @@ class ShardFolder:
     def __len__(self) -> int:
         return len(self.index)
 
+    def new_inputs(self, count: int, image_size: int) -> np.ndarray:
+        """Memory for the encoder's inputs of so many samples.
+
+        Returns:
+            (count, S, S, 3) uint8 of images, else (count, P, F) or (count, F) of stored features.
+        """
+        return np.empty((count, *self.input_shape(image_size)), self.input_dtype)
+
+    def input_shape(self, image_size: int) -> tuple[int, ...]:
+        """Shape of one sample as the encoder reads it."""
+        return self.features.shape if self.features else (image_size, image_size, 3)
+
+    @property
+    def input_dtype(self) -> np.dtype:
+        """Type of a sample's numbers as the encoder reads it."""
+        return np.dtype(self.features.dtype if self.features else np.uint8)
+
     def read(self, sample: int) -> tuple[str, bytes, dict[str, Any]]:
         """Read one sample and check the crc32 of its two files.
 
         One read fetches both, unless other files of a tar made elsewhere lie between them.
 
         Returns:
-            The key, the JPEG bytes, and the parsed JSON.
+            The key, the bytes of the JPEG or of the stored features, and the parsed JSON.
         Raises:
             BadSampleError: the bytes are not those that were packed.
             OSError: the tar cannot be read.

@@ -39,7 +39,7 @@ class Order:
 
     Args:
         shard_sizes: samples of each shard, in manifest order.
-        digest: of the manifest.
+        digest: of the manifest; of features, that of the data set that was encoded.
         seed: of the run.
         shuffle_block: shards whose samples are mixed with each other.
         streams: C.
@@ -55,7 +55,7 @@ class Order:
     def of(cls, manifest: Manifest, seed: int, shuffle_block: int, streams: int = 1) -> Self:
         """The order of a data set."""
         sizes = tuple(shard.num_samples for shard in manifest.shards)
-        return cls(sizes, manifest.digest, seed, shuffle_block, streams)
+        return cls(sizes, manifest.order_digest, seed, shuffle_block, streams)
 
     @cached_property
     def shard_starts(self) -> np.ndarray:

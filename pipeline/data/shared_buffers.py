@@ -1,4 +1,7 @@
-"""Shared memory in which loader workers hand images over; each buffer is used again and again."""
+"""Shared memory in which loader workers hand images over; each buffer is used again and again.
+
+What is said of images here is true of stored features as well.
+"""
 
 import itertools
 import math
@@ -22,7 +25,8 @@ class SharedBuffers:
     receives lies in that buffer. The buffer is free again when the last view of the tensor is gone.
 
     Args:
-        shape: of one buffer, (B, S, S, 3) uint8.
+        shape: of one buffer, (B, S, S, 3).
+        dtype: of its numbers; of images uint8.
         workers: number of loader workers.
         num_each: buffers of each worker.
     """
@@ -32,10 +36,12 @@ class SharedBuffers:
         weakref.WeakValueDictionary()
     )
 
-    def __init__(self, shape: tuple[int, ...], workers: int, num_each: int) -> None:
-        self.shape = shape
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype, workers: int, num_each: int
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
         self.num_each = num_each
-        self._memory = RawArray("B", workers * num_each * math.prod(shape))
+        self._memory = RawArray("B", workers * num_each * math.prod(shape) * dtype.itemsize)
         self._taken = RawArray("B", workers * num_each)  # a flag each: no locks, no messages
         self.number = next(self._numbers)
         self._by_number[self.number] = self
@@ -51,10 +57,10 @@ class SharedBuffers:
                 return buffer
         return None
 
-    def pixels(self, buffer: int) -> np.ndarray:
+    def array(self, buffer: int) -> np.ndarray:
         """The memory of a buffer, as an array of `shape`."""
         size = math.prod(self.shape)
-        memory = np.frombuffer(self._memory, np.uint8, size, buffer * size)
+        memory = np.frombuffer(self._memory, self.dtype, size, buffer * size * self.dtype.itemsize)
         return memory.reshape(self.shape)
 
     @classmethod
@@ -66,9 +72,9 @@ class SharedBuffers:
             buffer: of those, the one that is free again when the tensor is gone.
         """
         buffers = cls._by_number[number]
-        pixels = buffers.pixels(buffer)
-        weakref.finalize(pixels, buffers._taken.__setitem__, buffer, 0)
-        return torch.from_numpy(pixels)  # its storage keeps this very array alive
+        array = buffers.array(buffer)
+        weakref.finalize(array, buffers._taken.__setitem__, buffer, 0)
+        return torch.from_numpy(array)  # its storage keeps this very array alive
 
 
 class BatchInBuffer:

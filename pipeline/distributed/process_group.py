@@ -22,12 +22,13 @@ JOIN_LIMIT_S = 900.0  # a scheduler may start the machines of a run minutes apar
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
-def join_processes(world: World, precision: str = "fp32") -> Accelerator:
+def join_processes(world: World, precision: str = "fp32", some_unused: bool = False) -> Accelerator:
     """Join the process group that the launcher prepared, if there is one.
 
     Args:
         precision: `fp32`, `bf16` or `fp16`. On a CPU float32 is used for all of them: some CPU
             kernels have no bf16 form, and others are very slow in it.
+        some_unused: whether some trained parameters get no gradients in some steps.
     Raises:
         RuntimeError: the launcher started several processes that cannot be joined.
     """
@@ -43,7 +44,9 @@ def join_processes(world: World, precision: str = "fp32") -> Accelerator:
         # training/step.py accumulates itself: accelerate's backward() divides by the steps.
         gradient_accumulation_steps=1,
         kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True, find_unused_parameters=some_unused
+            ),
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],
     )

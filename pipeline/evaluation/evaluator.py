@@ -150,7 +150,8 @@ def _caption_share(
             captions = generate(captioner, images, shards.tokenizer, task.max_tokens)
         rows += zip(batch.ids, captions, batch.references, strict=True)
         bad += batch.bad
-        for number in range(min(task.num_shown - len(shown), len(captions))):
+        can_show = 0 if shards.features else task.num_shown - len(shown)
+        for number in range(min(can_show, len(captions))):
             pixels = batch.images[number].numpy()
             shown.append(Captioned(pixels, captions[number], batch.references[number][0]))
         done = len(captions) * world.world_size  # the other ranks are about as far

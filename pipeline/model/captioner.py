@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from pipeline.config.model import ModelConfig
-from pipeline.model.decoders import make_decoder
+from pipeline.model.decoders import DECODERS, make_decoder
 from pipeline.model.encoders.image_encoder import ImageEncoder
-from pipeline.model.protocols import Decoder
+from pipeline.model.protocols import Decoded, Decoder
 
 
 class Captioner(nn.Module):
@@ -27,16 +27,17 @@ class Captioner(nn.Module):
             ValueError: as `ImageEncoder`.
         """
         super().__init__()
-        self.encoder = ImageEncoder(config.encoder, config.dim, pretrained)
+        output = DECODERS[config.decoder.kind].output
+        self.encoder = ImageEncoder(config.encoder, config.dim, output, pretrained)
         self.decoder = make_decoder(config.decoder, config.dim, vocab_size)
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> Decoded:
         """The decoder's states by teacher forcing. An image is encoded once for its K captions.
 
         Args:
             images: (B, S, S, 3) uint8.
             tokens: (B, K, L) int64, BOS first, right-padded.
         Returns:
-            (N, L, H) float: `decoder.to_words` of position l scores the token after tokens[..., l].
+            `decoder.to_words` of the states of position l scores the token after tokens[..., l].
         """
         return self.decoder(self.encoder(images), tokens)

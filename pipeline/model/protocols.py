@@ -4,7 +4,7 @@ B images, K captions an image, N = B*K captions, P grid positions, S image side 
 D model width, H width of a decoder's states, L tokens, V vocabulary
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,13 @@ class Encoded(NamedTuple):
 
     pooled: torch.Tensor  # (B, D) float: each image as one vector
     grid: torch.Tensor | None = None  # (B, P, D) float: each image by position, if it has any
+
+
+class Decoded(NamedTuple):
+    """Captions as a decoder gives them by teacher forcing."""
+
+    states: torch.Tensor  # (N, L, H) float
+    attention: torch.Tensor | None = None  # (N, L, P) float: where it looked for each token
 
 
 class Encoder(Protocol):
@@ -32,16 +39,18 @@ class Decoder(Protocol):
     image in the state; the K rows of the image share them.
     """
 
+    output: ClassVar[Literal["pooled", "grid"]]  # what of the encoded images it reads
+    attention_penalty: float  # see DecoderConfig; 0 where the objective adds none
     to_words: nn.Linear  # states (..., H) to scores (..., V); its input needs no further dropout
 
-    def __call__(self, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
+    def __call__(self, encoded: Encoded, tokens: torch.Tensor) -> Decoded:
         """Teacher forcing: the states of all positions at once.
 
         Args:
             encoded: B images.
             tokens: (B, K, L) int64, BOS first, right-padded. Padding changes no state before it.
         Returns:
-            (N, L, H) float: `to_words` of position l scores the token that follows tokens[..., l].
+            `to_words` of the states of position l scores the token that follows tokens[..., l].
         """
 
     def start(self, encoded: Encoded) -> Any:
@@ -67,3 +76,6 @@ class Decoder(Protocol):
         Returns:
             A state for N' captions.
         """
+
+    def attention(self, state: Any) -> torch.Tensor | None:
+        """Where the last step looked: (N, P) float, or None of a decoder that does not look."""

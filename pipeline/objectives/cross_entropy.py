@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.data.batch import Batch
+from pipeline.model.captioner import Captioner
 from pipeline.objectives.objective import Loss, Objective, Prepared
 from pipeline.objectives.projection import cross_entropy
 from shards.tokenizer import PAD
@@ -30,6 +31,14 @@ class CrossEntropy(Objective):
     Source: Vinyals et al., Show and Tell, arXiv:1411.4555, eq. 10.
     """
 
+    def __init__(self, captioner: Captioner, label_smoothing: float = 0.0) -> None:
+        """
+        Args:
+            label_smoothing: share of each target that is spread over the whole vocabulary.
+        """
+        super().__init__(captioner)
+        self.label_smoothing = label_smoothing
+
     def prepare(self, batch: Batch) -> Prepared:
         """Find the tokens to predict: all but PAD and those of empty slots.
 
@@ -48,7 +57,32 @@ class CrossEntropy(Objective):
 
     def forward(self, inputs: Inputs) -> Loss:
         """Teacher forcing: from each prefix of a reference caption to the token after it."""
-        states = self.captioner(inputs.images, inputs.tokens[..., :-1])
-        valid = states.flatten(0, 1).index_select(0, inputs.positions)
-        to_words = self.captioner.decoder.to_words
-        return Loss(cross_entropy(valid, to_words, inputs.targets, inputs.weights), {})
+        decoded = self.captioner(inputs.images, inputs.tokens[..., :-1])
+        valid = decoded.states.flatten(0, 1).index_select(0, inputs.positions)
+        decoder = self.captioner.decoder
+        loss = cross_entropy(
+            valid, decoder.to_words, inputs.targets, inputs.weights, self.label_smoothing
+        )
+        if not decoder.attention_penalty:
+            return Loss(loss, {})
+        penalty = doubly_stochastic_penalty(decoded.attention, inputs)
+        return Loss(loss + decoder.attention_penalty * penalty, {"attention_penalty": penalty})
+
+
+def doubly_stochastic_penalty(attention: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """How far the attention to each position is from a sum of 1 over the words of a caption.
+
+    Args:
+        attention: (N, L - 1, P) float, of each word that is predicted.
+        inputs: of the same micro-batch.
+    Returns:
+        () float: the squared distances, summed over positions and captions.
+    Source: Xu et al., Show, Attend and Tell, arXiv:1502.03044, eq. 14.
+    """
+    num_captions, length, _ = attention.shape
+    weights = attention.new_zeros(num_captions * length)
+    weights = weights.index_copy(0, inputs.positions, inputs.weights.to(attention.dtype))
+    weights = weights.view(num_captions, length, 1)
+    sums = (attention * (weights > 0)).sum(dim=1)  # (N, P)
+    caption_weights = weights.amax(dim=1)  # 0 where a slot is empty
+    return ((1.0 - sums).square() * caption_weights).sum()

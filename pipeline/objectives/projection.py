@@ -22,9 +22,10 @@ def cross_entropy(
     to_words: nn.Linear,
     targets: torch.Tensor,
     weights: torch.Tensor,
+    smoothing: float = 0.0,
     chunk_scores: int = CHUNK_SCORES,
 ) -> torch.Tensor:
-    """Weighted sum of the negative log-likelihoods of tokens.
+    """Weighted sum of the cross-entropies of tokens, with label smoothing.
 
     States are projected to the vocabulary chunk by chunk, and each chunk's gradients are computed
     while its scores are at hand. That takes the three matrix products of a full projection, and no
@@ -36,6 +37,8 @@ def cross_entropy(
         to_words: H to V, with a bias.
         targets: (T,) int64.
         weights: (T,) float.
+        smoothing: share of the target distribution that is spread evenly over the vocabulary
+            (Szegedy et al., Rethinking the Inception Architecture, arXiv:1512.00567, section 7).
         chunk_scores: number of scores that exist at a time; at least V do.
     Returns:
         () float, nats. It can be differentiated once, by states and by the weights of `to_words`.
@@ -47,7 +50,14 @@ def cross_entropy(
     num_rows = max(chunk_scores // to_words.out_features, 1)
     with torch.autocast(device_type, enabled=False):  # the types are chosen here
         loss: torch.Tensor = _ChunkedCrossEntropy.apply(
-            states, to_words.weight, to_words.bias, targets, weights, num_rows, product_type
+            states,
+            to_words.weight,
+            to_words.bias,
+            targets,
+            weights,
+            smoothing,
+            num_rows,
+            product_type,
         )
     return loss
 
@@ -61,6 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor,
         targets: torch.Tensor,
         weights: torch.Tensor,
+        smoothing: float,
         num_rows: int,
         product_type: torch.dtype,
     ) -> torch.Tensor:
@@ -76,10 +87,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             inputs, words = states[rows].to(product_type), targets[rows, None]
             scores = torch.addmm(offset, inputs, matrix.t()).to(weight.dtype)
             log_likelihoods = functional.log_softmax(scores, dim=1)
-            loss -= (log_likelihoods.gather(1, words)[:, 0] * weights[rows]).sum()
-            # d loss / d scores = (softmax - one-hot) * weight, in the memory of the softmax.
+            expected = log_likelihoods.gather(1, words)[:, 0]
+            if smoothing:
+                expected = expected * (1 - smoothing) + log_likelihoods.mean(dim=1) * smoothing
+            loss -= (expected * weights[rows]).sum()
+            # d loss / d scores = (softmax - targets) * weight, in the memory of the softmax.
             slopes = log_likelihoods.exp_()
-            slopes.scatter_add_(1, words, slopes.new_full(words.shape, -1.0))
+            slopes.scatter_add_(1, words, slopes.new_full(words.shape, smoothing - 1.0))
+            if smoothing:
+                slopes -= smoothing / slopes.shape[1]
             slopes *= (weights[rows, None] * scale).to(weight.dtype)
             grad_bias += slopes.sum(dim=0)
             factors = slopes.to(product_type)
@@ -94,4 +110,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         factor = grad_loss / ctx.scale
         gradients = [gradient * factor for gradient in ctx.saved_tensors]
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None

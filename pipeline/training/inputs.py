@@ -29,7 +29,9 @@ from pipeline.data.partition import streams_of_ranks
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import ALGORITHM
 from pipeline.distributed.process_group import runs_on_cpu
+from pipeline.evaluation.features import check_features
 from pipeline.model.captioner import Captioner
+from pipeline.model.encoders.tuning import freeze_unused
 from pipeline.remote.location import locate_data_sets
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
@@ -88,7 +90,10 @@ def prepare(config: Config, world: World) -> Run:
     num_samples, batch_size = len(train_shards), config.data.global_batch_size
     num_slots = _num_slots(config, num_samples)
     num_steps = -(-num_slots // batch_size)
-    schedule = make_schedule(config.optim, config.train, num_samples, batch_size, num_steps)
+    frozen_epochs = config.model.encoder.frozen_epochs
+    schedule = make_schedule(
+        config.optim, config.train, num_samples, batch_size, num_steps, frozen_epochs
+    )
     run_dir = Path(config.run_dir)
     _make_run_dir(run_dir)
     lock = lock_run_dir(run_dir) if world.is_main else None
@@ -108,6 +113,9 @@ def prepare(config: Config, world: World) -> Run:
     vocab_size = train_shards.tokenizer.get_vocab_size()
     captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
     _try_encoder(captioner, config)
+    for shards in (train_shards, val_shards):
+        if shards:
+            check_features(shards, captioner, config, "this run")
     return Run(
         config=config,
         world=world,
@@ -188,13 +196,17 @@ def _make_run_dir(path: Path) -> None:
         raise ValueError(f"run_dir: {path}: cannot be written to")
 
 
-@torch.no_grad()
 def _try_encoder(captioner: Captioner, config: Config) -> None:
-    """Encode one black image: some backbones accept one size only, or none this small."""
+    """Encode one black image: some backbones accept one size only, or none this small.
+
+    Layers of the backbone that the decoder's kind of output does not need are not trained.
+    """
     size = config.data.image_size
-    captioner.encoder.eval()
+    encoder = captioner.encoder.eval()
     try:
-        captioner.encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        encoded = encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        if encoded.grid is not None:  # the vector is what enters the classifier: all layers count
+            freeze_unused(encoder.backbone, encoded.grid)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"model.encoder.name: {config.model.encoder.name} does not accept images of "

@@ -16,6 +16,7 @@ class Schedule:
         eval_interval: steps between evaluations, as a fraction; 0 evaluates at the end only.
         commit_interval: steps between checkpoints, likewise.
         num_steps: steps of the whole run.
+        frozen_steps: steps at the beginning in which the encoder's backbone is not trained.
     """
 
     peak_lr: float
@@ -23,6 +24,7 @@ class Schedule:
     eval_interval: float
     commit_interval: float
     num_steps: int
+    frozen_steps: int = 0
 
     def learning_rate(self, updates: int) -> float:
         """Linear warm-up to `peak_lr`, then half a cosine down to 0.
@@ -34,6 +36,10 @@ class Schedule:
             return self.peak_lr * (updates + 1) / self.warmup_steps
         progress = (updates - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
         return self.peak_lr * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+    def backbone_frozen(self, step: int) -> bool:
+        """Whether a step leaves the encoder's backbone as it is."""
+        return step < self.frozen_steps
 
     def evaluation_due(self, step: int) -> bool:
         """Whether the validation set is scored after so many steps."""
@@ -61,7 +67,12 @@ class Schedule:
 
 
 def make_schedule(
-    optim: OptimConfig, train: TrainConfig, num_samples: int, batch_size: int, num_steps: int
+    optim: OptimConfig,
+    train: TrainConfig,
+    num_samples: int,
+    batch_size: int,
+    num_steps: int,
+    frozen_epochs: float = 0.0,
 ) -> Schedule:
     """Turn the settings in epochs into steps.
 
@@ -69,6 +80,7 @@ def make_schedule(
         num_samples: images of an epoch.
         batch_size: images of a global batch.
         num_steps: steps of the whole run.
+        frozen_epochs: epochs in which the encoder's backbone is not trained.
     Raises:
         ValueError: the warm-up takes more than a third of the run.
     """
@@ -86,6 +98,7 @@ def make_schedule(
         eval_interval=train.eval_every_epochs * steps_per_epoch,
         commit_interval=train.checkpoint_every_epochs * steps_per_epoch,
         num_steps=num_steps,
+        frozen_steps=round(frozen_epochs * steps_per_epoch),
     )
 
 

@@ -23,12 +23,13 @@ def restore(
         captioner inside the objective stays the one of the run.
     """
     captioner, checkpoint, state = run.captioner, run.resume.checkpoint, TrainState()
-    optimizer = make_optimizer(captioner, run.config.optim)
+    factor = run.config.model.encoder.lr_factor
+    optimizer = make_optimizer(captioner, run.config.optim, factor)
     if checkpoint:
         captioner.load_state_dict(load_model_state(checkpoint))
         state, _ = load_state(checkpoint)
     _check_ranks_agree(run, state)
-    objective = CrossEntropy(captioner).train()
+    objective = CrossEntropy(captioner, run.config.train.label_smoothing).train()
     objective.to(memory_format=channels_last)  # the layout of the images
     model, wrapped = accelerator.prepare(objective, optimizer)
     if checkpoint:
@@ -74,7 +75,6 @@ def tidy_checkpoints(run: Run) -> list[str]:
 def first_line(accelerator: Accelerator, run: Run, state: TrainState) -> str:
     """What was started, and how: processes, device, data, model and length of the run."""
     world_size = run.world.world_size
-    num_parameters = sum(p.numel() for p in run.captioner.parameters() if p.requires_grad)
     plural = "" if world_size == 1 else "es"
     backend = f", {accelerator.state.backend}" if world_size > 1 else ""
     precision: str = run.config.train.precision
@@ -86,6 +86,15 @@ def first_line(accelerator: Accelerator, run: Run, state: TrainState) -> str:
     return (
         f"{world_size} process{plural} on {accelerator.device.type}{backend}; "
         f"precision {precision}; {len(run.train_shards):,} images, digest "
-        f"{run.identity.data_digest[:12]}; {num_parameters / 1e6:.1f} M parameters; "
+        f"{run.identity.data_digest[:12]}; {_trained_parameters(run)}; "
         f"{run.num_steps:,} steps, {start}; {run.config.run_dir}"
     )
+
+
+def _trained_parameters(run: Run) -> str:
+    parameters = list(run.captioner.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
+    total = sum(p.numel() for p in parameters) / 1e6
+    text = f"{trained:.1f} M of {total:.1f} M parameters trained"
+    frozen_steps = run.schedule.frozen_steps
+    return text + (f", the backbone from step {frozen_steps:,} on" if frozen_steps else "")

@@ -19,6 +19,7 @@ from pipeline.data.batch import Batch
 from pipeline.objectives.objective import Loss, Objective
 from pipeline.observability.monitor import StepResult
 from pipeline.runtime.errors import ExplainedError
+from pipeline.training.optimizer import set_learning_rate
 
 
 class NonFiniteError(ExplainedError, ArithmeticError):
@@ -71,8 +72,7 @@ class TrainStep:
         mine = [sum(p.num_terms for p in prepared), num_images, num_bad, wait_s, stop_requested]
         totals = _sum_over_ranks(accelerator, torch.tensor(mine, dtype=torch.float64))
         losses = self._backward([p.inputs for p in prepared], totals[0])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip or torch.inf)
         names = list(losses[0].logged)
         own = sum(torch.stack([x.sum, *x.logged.values()]).detach().double() for x in losses)

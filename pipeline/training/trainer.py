@@ -48,7 +48,9 @@ def fit(run: Run) -> int:
     """
     if run.config.data.workers:
         start_worker_server()  # it imports torch, meanwhile the processes join
-    accelerator = join_processes(run.world, run.config.train.precision)
+    # A backbone that is trained later gets no gradients until then.
+    some_unused = run.config.model.encoder.frozen_epochs > 0
+    accelerator = join_processes(run.world, run.config.train.precision, some_unused)
     # Signals are handled from here on. A process that waits for the others to join ends at once.
     stop = StopRequest()
     with Watchdog(run.world) as watchdog:
@@ -168,6 +170,7 @@ class Trainer:
         self, state: TrainState, micro_batches: Sequence[Batch], wait_s: float
     ) -> StepResult:
         _seed_step(self.config.seed, state.step, self.world.rank)
+        self.run.captioner.encoder.freeze_backbone(self.schedule.backbone_frozen(state.step))
         with self.watchdog.phase(Phase.STEP, state.step):
             try:
                 rate = self.schedule.learning_rate(state.updates)

@@ -49,6 +49,14 @@ class Manifest:
         """sha256 of the canonical manifest: names the data set in checkpoints and logs."""
         return digest_of(_manifest_value(self))
 
+    @property
+    def order_digest(self) -> str:
+        """The digest that determines the sample order.
+
+        Features of a data set are read in the order of that data set.
+        """
+        return str(self.image_policy.get("order_digest") or self.digest)
+
 
 def _manifest_value(manifest: Manifest) -> dict[str, Any]:
     return {"format": "capstream", "format_version": FORMAT_VERSION, **asdict(manifest)}

@@ -70,7 +70,25 @@ def test_each_recipe_parses(recipe: Path) -> None:
         ("--train.accumulation_steps 0", "train.accumulation_steps"),
         ("--train.checkpoint_minutes -1", "train.checkpoint_minutes"),
         ("--train.resume latest", "train.resume"),
-        ("--model.encoder.freeze true", "model.encoder.freeze"),
+        ("--model.encoder.tune none", "model.encoder.tune"),
+        ("--model.encoder.tune layer4", "model.encoder.tune"),
+        ("--model.encoder.frozen_epochs 1", "model.encoder.frozen_epochs"),
+        ("--model.encoder.frozen_epochs -1", "model.encoder.frozen_epochs"),
+        ("--model.encoder.lr_factor 0", "model.encoder.lr_factor"),
+        ("--model.encoder.grid 0", "model.encoder.grid"),
+        (
+            "--model.encoder.weights w.pth --model.encoder.tune none --model.encoder.lr_factor 2",
+            "model.encoder.lr_factor",
+        ),
+        (
+            "--model.encoder.weights w.pth --model.encoder.tune none "
+            "--model.encoder.frozen_epochs 1",
+            "model.encoder.frozen_epochs",
+        ),
+        (
+            "--model.encoder.freeze true",
+            "model.encoder.freeze was replaced by --model.encoder.tune",
+        ),
         ("--model.encoder.dropout 1.0", "model.encoder.dropout"),
     ],
 )
@@ -101,7 +119,7 @@ def write(path: Path, text: str) -> list[str]:
         ("data:\n  workers: 1.5\n", "line 2: data.workers: expected a whole number, not `1.5`"),
         ("train:\n  epochs: [3]\n", "train.epochs: expected a whole number or null, not `[3]`"),
         ("train:\n  precision: fp8\n", "train.precision: expected one of fp32, bf16, fp16"),
-        ("model:\n  encoder:\n    freeze: 2\n", "line 3: model.encoder.freeze: expected true or"),
+        ("model:\n  encoder:\n    grid: a\n", "line 3: model.encoder.grid: expected a whole"),
         ("data:\n  train: 2017\n", "line 2: data.train: expected text, not `2017`"),
         ("data: coco\n", "line 1: data: is a section"),
         ("- seed\n", "line 1: expected lines of the form"),

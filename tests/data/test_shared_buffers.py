@@ -13,7 +13,7 @@ SHAPE = (2, 4, 4, 3)
 
 
 def test_each_worker_has_buffers_of_its_own() -> None:
-    buffers = SharedBuffers(SHAPE, workers=2, num_each=2)
+    buffers = SharedBuffers(SHAPE, np.dtype(np.uint8), workers=2, num_each=2)
     taken = [buffers.take(worker) for worker in (0, 1, 0, 1)]
     assert sorted(number for number in taken if number is not None) == [0, 1, 2, 3]
     assert buffers.take(0) is None
@@ -21,16 +21,16 @@ def test_each_worker_has_buffers_of_its_own() -> None:
 
 
 def test_buffers_do_not_overlap() -> None:
-    buffers = SharedBuffers(SHAPE, workers=1, num_each=3)
+    buffers = SharedBuffers(SHAPE, np.dtype(np.uint8), workers=1, num_each=3)
     for number in range(3):
-        buffers.pixels(number)[:] = number + 1
+        buffers.array(number)[:] = number + 1
     for number in range(3):
-        assert buffers.pixels(number).shape == SHAPE
-        assert (buffers.pixels(number) == number + 1).all()
+        assert buffers.array(number).shape == SHAPE
+        assert (buffers.array(number) == number + 1).all()
 
 
 def test_a_buffer_is_free_again_when_the_last_view_of_its_tensor_is_gone() -> None:
-    buffers = SharedBuffers(SHAPE, workers=1, num_each=1)
+    buffers = SharedBuffers(SHAPE, np.dtype(np.uint8), workers=1, num_each=1)
     number = buffers.take(0)
     assert number is not None
     images = SharedBuffers.receive(buffers.number, number)
@@ -44,10 +44,10 @@ def test_a_buffer_is_free_again_when_the_last_view_of_its_tensor_is_gone() -> No
 
 
 def test_a_batch_arrives_whole_with_its_images_in_the_buffer() -> None:
-    buffers = SharedBuffers(SHAPE, workers=1, num_each=1)
+    buffers = SharedBuffers(SHAPE, np.dtype(np.uint8), workers=1, num_each=1)
     number = buffers.take(0)
     assert number is not None
-    pixels = buffers.pixels(number)
+    pixels = buffers.array(number)
     pixels[:] = np.arange(pixels.size, dtype=np.uint8).reshape(SHAPE)
     tokens, weights = torch.arange(12).view(2, 2, 3), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     batch = Batch(torch.from_numpy(pixels), tokens, weights, [7, "x"], ["bad: crc32"])

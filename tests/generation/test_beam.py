@@ -120,7 +120,7 @@ def test_log_probabilities_are_those_of_teacher_forcing() -> None:
     decoder, images = random_decoder(3, 12), random_images(3, 4)
     found = beam_search(decoder, images, max_tokens=6, width=3, num_best=3)
     begin = torch.full((4, 3, 1), BOS)
-    states = decoder(images, torch.cat([begin, found.tokens[..., :-1]], dim=2))
+    states = decoder(images, torch.cat([begin, found.tokens[..., :-1]], dim=2)).states
     scores = decoder.to_words(states)
     scores[..., [PAD, BOS]] = -torch.inf
     expected = scores.log_softmax(dim=2).view(4, 3, -1, 12)

@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
 
 def naive_loss(captioner: Captioner, batch: Batch) -> tuple[torch.Tensor, float]:
     """Sum and number of tokens, from the scores of all positions."""
-    scores = captioner.decoder.to_words(captioner(batch.images, batch.tokens[..., :-1]))
+    scores = captioner.decoder.to_words(captioner(batch.images, batch.tokens[..., :-1]).states)
     targets, weights = batch.tokens[..., 1:].flatten(), batch.weights.flatten()
     losses = functional.cross_entropy(
         scores.flatten(0, 1), targets, ignore_index=PAD, reduction="none"
@@ -77,10 +77,11 @@ def test_it_equals_the_loss_over_all_positions(captions: list[list[list[int]]]) 
     width=st.integers(1, 9),
     vocab=st.integers(1, 30),
     chunk_scores=st.integers(1, 200),
+    smoothing=st.sampled_from([0.0, 0.1, 0.9]),
     seed=st.integers(0, 99),
 )
 def test_chunks_change_nothing(
-    num_tokens: int, width: int, vocab: int, chunk_scores: int, seed: int
+    num_tokens: int, width: int, vocab: int, chunk_scores: int, smoothing: float, seed: int
 ) -> None:
     torch.manual_seed(seed)
     states = torch.randn(num_tokens, width, dtype=torch.float64, requires_grad=True)
@@ -88,9 +89,11 @@ def test_chunks_change_nothing(
     targets = torch.randint(0, vocab, (num_tokens,))
     weights = torch.randn(num_tokens) * torch.randint(0, 2, (num_tokens,))  # also 0 and negative
     parameters = (states, to_words.weight, to_words.bias)
-    losses = functional.cross_entropy(to_words(states), targets, reduction="none")
+    losses = functional.cross_entropy(
+        to_words(states), targets, reduction="none", label_smoothing=smoothing
+    )
     expected = (losses * weights).sum()
-    found = cross_entropy(states, to_words, targets, weights, chunk_scores)
+    found = cross_entropy(states, to_words, targets, weights, smoothing, chunk_scores)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     scale = 3.0  # what the gradient of the loss is multiplied by
     for got, want in zip(

@@ -45,7 +45,7 @@ objective = CrossEntropy(model).train()
 wrapped, optimizer = accelerator.prepare(objective, torch.optim.SGD(model.parameters(), lr=1.0))
 result = TrainStep(accelerator, wrapped, optimizer, clip=0.0).take(batches, learning_rate=1.0)
 assert wrapped.training
-assert not model.encoder.backbone.bn1.training
+assert not model.encoder.backbone.network.bn1.training
 if accelerator.is_main_process:
     gradients = {name: before[name] - p.detach() for name, p in model.named_parameters()}
     save_file({**gradients, "loss": torch.tensor([result.loss], dtype=torch.float64)}, out)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from support.shards import Scenes
-from support.training import tiny_settings
+from support.training import epochs, tiny_settings
+from torchvision.models import shufflenet_v2_x0_5
 
 from pipeline.checkpoint.commit import RunRecord, commit
 from pipeline.checkpoint.folder import list_checkpoints
@@ -89,3 +90,25 @@ def test_damaged_checkpoints_are_renamed_and_named(settings: tuple[object, ...])
     assert "optimizer.pt" in line
     assert line.endswith("not used, and renamed to damaged-step-00000002")
     assert list(list_checkpoints(run.checkpoints)) == [kept]
+
+
+def test_an_encoder_that_cannot_encode_the_images_is_refused(settings: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError, match=r"vit_b_32 does not accept images of data\.image_size 32"):
+        start(*settings, "--model.encoder.name", "vit_b_32")
+
+
+def test_the_first_line_counts_what_is_trained(
+    settings: tuple[object, ...], tmp_path: Path
+) -> None:
+    network = shufflenet_v2_x0_5()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    weights = ("--model.encoder.weights", tmp_path / "w.pth", "--model.dim", 256)
+    run = start(*settings, *weights, "--model.encoder.tune", "none")
+    num_features = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("fc"))
+    total = sum(parameter.numel() for parameter in run.captioner.parameters())
+    line = first_line(join_processes(World()), run, TrainState())
+    expected = f"{(total - num_features) / 1e6:.1f} M of {total / 1e6:.1f} M parameters trained;"
+    assert expected in line
+    run = start(*settings, *weights, "--model.encoder.frozen_epochs", epochs(3))
+    line = first_line(join_processes(World()), run, TrainState())
+    assert f"{total / 1e6:.1f} M parameters trained, the backbone from step 3 on;" in line

@@ -4,14 +4,14 @@ B images, K captions an image, N = B*K captions, D model width, H width of the s
 V vocabulary
 """
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import pad
 
 from pipeline.config.model import DecoderConfig
-from pipeline.model.protocols import Encoded
+from pipeline.model.protocols import Decoded, Encoded
 from shards.tokenizer import PAD
 
 # Tallec and Ollivier, Can recurrent neural networks warp time?, arXiv:1804.11188, section 2.2.
@@ -28,6 +28,9 @@ class RecurrentDecoder(nn.Module):
     The image enters as the input of t=0, and only the recurrent state carries it on.
     Source: Vinyals et al., Show and Tell, arXiv:1411.4555, eq. 10 to 12.
     """
+
+    output: ClassVar[Literal["pooled", "grid"]] = "pooled"
+    attention_penalty = 0.0
 
     def __init__(self, config: DecoderConfig, dim: int, vocab_size: int) -> None:
         """
@@ -46,14 +49,14 @@ class RecurrentDecoder(nn.Module):
         keep_gate = slice(config.hidden_dim, 2 * config.hidden_dim)
         nn.init.constant_(self.rnn.bias_hh_l0[keep_gate], KEEP_BIAS)
 
-    def forward(self, encoded: Encoded, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, encoded: Encoded, tokens: torch.Tensor) -> Decoded:
         """The states of all positions, after dropout.
 
         Args:
             encoded: B images; the recurrent layer reads `pooled`.
             tokens: (B, K, L) int64, BOS first, right-padded.
         Returns:
-            (N, L, H) float. On a CPU, states of padding may be 0.
+            (N, L, H) float states. On a CPU, those of padding may be 0.
         """
         images = encoded.pooled.repeat_interleave(tokens.shape[1], dim=0)
         tokens = tokens.flatten(0, 1)
@@ -62,8 +65,7 @@ class RecurrentDecoder(nn.Module):
             states = self._recur(inputs)[0][:, 1:]
         else:
             states = self._states_in_groups(inputs, 1 + (tokens != PAD).sum(dim=1))
-        dropped: torch.Tensor = self.dropout(states)
-        return dropped
+        return Decoded(self.dropout(states))
 
     def _states_in_groups(self, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The states of right-padded sequences from t=1 on, computed in groups of similar length.
@@ -111,3 +113,6 @@ class RecurrentDecoder(nn.Module):
         if isinstance(state, tuple):
             return tuple(part[:, index] for part in state)
         return state[:, index]
+
+    def attention(self, state: Any) -> None:
+        """It looks nowhere: the image is in the recurrent state."""

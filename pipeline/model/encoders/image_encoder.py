@@ -1,104 +1,127 @@
-"""Images to vectors: a backbone whose classifier is replaced by a perceptron.
+"""Images to vectors: a backbone, frozen or tuned, and a head, which is always trained.
 
-B images, S image side in pixels, F features of the backbone, D model width
+B images, S image side in pixels, F features of the backbone, P grid positions, D model width
 """
-
-from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from pipeline.config.model import EncoderConfig
-from pipeline.model.encoders import torchvision
-from pipeline.model.encoders.backbone import Backbone
+from pipeline.model.encoders import timm, torchvision
+from pipeline.model.encoders.backbone import Backbone, Output
+from pipeline.model.encoders.heads import GridHead, PooledHead
+from pipeline.model.encoders.tuning import batch_norms, freeze_part
 from pipeline.model.protocols import Encoded
 
 # Libraries of backbones, by what stands before the slash in a backbone's name.
-LIBRARIES = {"": torchvision.load_backbone}
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
+LIBRARIES = {"": torchvision.load_backbone, "timm": timm.load_backbone}
 
 
 class ImageEncoder(nn.Module):
-    """Backbone and perceptron; gives one vector an image.
-
-    Source: the perceptron, two layers with PReLU and dropout between, is the one of the article
-    "Captioning Images with CNN and RNN, using PyTorch".
-    """
+    """Backbone and head. `preprocessing` says how the backbone expects its images."""
 
     mean: torch.Tensor  # (3, 1, 1)
     std: torch.Tensor  # (3, 1, 1)
 
-    def __init__(self, config: EncoderConfig, dim: int, pretrained: bool = True) -> None:
+    def __init__(
+        self, config: EncoderConfig, dim: int, output: Output = "pooled", pretrained: bool = True
+    ) -> None:
         """
         Args:
             dim: D.
+            output: what the decoder needs: `pooled`, one vector an image, or `grid`, in addition
+                one vector a position.
             pretrained: whether to load `config.weights`. A checkpoint brings its own.
         Raises:
-            ValueError: there is no such backbone, or the weights do not fit it.
+            ValueError: there is no such backbone, it has no such output or module, or the weights
+                do not fit it.
         """
         super().__init__()
-        backbone = load_backbone(config.name, config.weights if pretrained else None)
-        perceptron = make_perceptron(backbone.num_features, dim, config)
-        if config.freeze:
-            backbone.network.requires_grad_(False)
-        self.backbone = backbone.with_head(perceptron)
+        if output == "pooled" and config.grid is not None:
+            raise ValueError("model.encoder.grid: must be null, since this decoder sees no grid")
+        self.backbone = load_backbone(config, output, pretrained)
+        self.preprocessing = self.backbone.preprocessing
+        num_features = self.backbone.num_features
+        self.head: PooledHead | GridHead
+        if output == "pooled":
+            self.head = PooledHead(num_features, config.hidden_dim, dim, config.dropout)
+        else:
+            self.head = GridHead(num_features, dim, config.dropout)
         if config.batch_norm == "sync":
-            self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
-        self._frozen: list[nn.Module] = []  # BatchNorm layers that use their stored statistics
+            nn.SyncBatchNorm.convert_sync_batchnorm(self)
+        # Modules that are in eval mode always: those of the frozen part, and BatchNorm layers that
+        # use their stored statistics.
+        self._always_eval = freeze_part(self.backbone.network, config.tune)
         if config.batch_norm == "frozen":
-            self._frozen = list(batch_norms(self.backbone))
+            self._always_eval += batch_norms(self)
         elif config.batch_norm == "auto" and config.weights is not None:
-            new = set(batch_norms(perceptron))
-            self._frozen = [layer for layer in batch_norms(self.backbone) if layer not in new]
+            self._always_eval += batch_norms(self.backbone)
+        self._backbone_frozen = not self.is_tuned()
         for name in ("mean", "std"):  # buffers, so that they are part of a checkpoint
-            values = getattr(backbone.preprocessing, name)
+            values = getattr(self.preprocessing, name)
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+        self.train()
 
-    def forward(self, images: torch.Tensor) -> Encoded:
-        """Encode (B, S, S, 3) uint8 images.
+    def forward(self, inputs: torch.Tensor) -> Encoded:
+        """Encode images, or the features that the backbone gave for them earlier.
+
+        Args:
+            inputs: (B, S, S, 3) uint8 images; or float features, (B, F) or (B, P, F).
+        """
+        stored = inputs.is_floating_point()
+        features = inputs.to(self.mean.dtype) if stored else self.features(inputs)
+        encoded: Encoded = self.head(features)
+        return encoded
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The backbone's features of images.
 
         Images travel to the device as uint8, a quarter of the bytes of float32, and are normalised
         there. The permutation gives the channels-last layout without a copy.
+
+        Args:
+            images: (B, S, S, 3) uint8.
+        Returns:
+            (B, F) or (B, P, F) float.
         """
         pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
-        return Encoded(self.backbone((pixels - self.mean) / self.std))
+        pixels = (pixels - self.mean) / self.std
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_frozen):
+            features: torch.Tensor = self.backbone(pixels)
+        return features
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Freeze the whole backbone for some steps, or train what `tune` says again.
+
+        A frozen backbone is in eval mode and computes no gradients.
+        """
+        frozen = frozen or not self.is_tuned()
+        if frozen != self._backbone_frozen:
+            self._backbone_frozen = frozen
+            self.train(self.training)
+
+    def is_tuned(self) -> bool:
+        """Whether any part of the backbone is trained, at some time."""
+        return any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     def train(self, mode: bool = True) -> "ImageEncoder":
-        """As nn.Module's, except that frozen BatchNorm layers stay in eval mode."""
+        """As nn.Module's, except that frozen parts stay in eval mode."""
         super().train(mode)
-        for layer in self._frozen:
-            layer.eval()
+        if self._backbone_frozen:
+            self.backbone.eval()
+        for module in self._always_eval:
+            module.training = False
         return self
 
 
-def load_backbone(name: str, weights: str | None) -> Backbone:
+def load_backbone(config: EncoderConfig, output: Output, pretrained: bool = True) -> Backbone:
     """A backbone by its name, `LIBRARY/NAME`, or `NAME` for torchvision.
 
     Raises:
-        ValueError: there is no such backbone, or the weights do not fit it.
+        ValueError: there is no such backbone, it has no such output, or the weights do not fit it.
     """
-    library, _, rest = name.rpartition("/")
-    return (
-        LIBRARIES[library](rest, weights) if library in LIBRARIES else LIBRARIES[""](name, weights)
-    )
-
-
-def make_perceptron(num_features: int, dim: int, config: EncoderConfig) -> nn.Sequential:
-    """Two linear layers with PReLU and dropout between, then BatchNorm: (B, F) -> (B, D).
-
-    He initialisation keeps the scale of the features, and BatchNorm keeps the image vector at the
-    scale of the token embeddings throughout training. Without both, the decoder, which sees the
-    image once and a token at every step, learns to ignore the image (docs/log.md).
-    Source: He et al., Delving Deep into Rectifiers, arXiv:1502.01852, eq. 10.
-    """
-    first, last = nn.Linear(num_features, config.hidden_dim), nn.Linear(config.hidden_dim, dim)
-    for layer in (first, last):
-        nn.init.kaiming_normal_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(first, nn.PReLU(), nn.Dropout(config.dropout), last, nn.BatchNorm1d(dim))
-
-
-def batch_norms(module: nn.Module) -> Iterator[nn.Module]:
-    """All BatchNorm layers of a module."""
-    return (part for part in module.modules() if isinstance(part, BatchNorm))
+    library, _, name = config.name.rpartition("/")
+    if library not in LIBRARIES:
+        library, name = "", config.name
+    weights = config.weights if pretrained else None
+    return LIBRARIES[library](name, weights, output, config.grid)
