@@ -65,23 +65,29 @@ class ImageEncoder(nn.Module):
     def forward(self, inputs: torch.Tensor) -> Encoded:
         """Encode images, or the features that the backbone gave for them earlier.
 
+        Args:
+            inputs: (B, S, S, 3) uint8 images; or float features, (B, F) or (B, P, F).
+        """
+        stored = inputs.is_floating_point()
+        features = inputs.to(self.mean.dtype) if stored else self.features(inputs)
+        encoded: Encoded = self.head(features)
+        return encoded
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the backbone gives for images; the head makes vectors of width D of it.
+
         Images travel to the device as uint8, a quarter of the bytes of float32, and are normalised
         there. The permutation gives the channels-last layout without a copy.
 
         Args:
-            inputs: (B, S, S, 3) uint8 images; or float features, (B, F) or (B, P, F).
+            images: (B, S, S, 3) uint8.
+        Returns:
+            (B, F) float, or with grid output (B, P, F).
         """
-        if inputs.is_floating_point():
-            return self._encode(inputs.to(self.mean.dtype))
-        pixels = inputs.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
-        pixels = (pixels - self.mean) / self.std
+        pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_frozen):
-            features = self.backbone(pixels)
-        return self._encode(features)
-
-    def _encode(self, features: torch.Tensor) -> Encoded:
-        encoded: Encoded = self.head(features)
-        return encoded
+            features: torch.Tensor = self.backbone((pixels - self.mean) / self.std)
+        return features
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Freeze the whole backbone for some steps, or train what `tune` says again.
