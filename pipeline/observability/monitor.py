@@ -82,8 +82,7 @@ class Monitor:
         num_terms = sum(r.num_terms for r in results)
         loss = sum(r.loss * r.num_terms for r in results) / max(num_terms, 1)
         logged = {
-            f"train/{name}": sum(r.logged[name] * r.num_terms for r in results)
-            / max(num_terms, 1)
+            f"train/{name}": sum(r.logged[name] * r.num_terms for r in results) / max(num_terms, 1)
             for name in results[0].logged
         }
         images_per_s = sum(r.num_images for r in results) / seconds

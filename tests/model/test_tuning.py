@@ -120,3 +120,10 @@ def test_the_names_of_a_file_of_weights_are_the_names_to_tune_from(tmp_path: Pat
         trained = {n for n, p in encoder.backbone.network.named_parameters() if p.requires_grad}
         parts = {name.split(".")[1] for name in trained if name.startswith("features")}
         assert parts == {"denseblock4", "norm5"}
+
+
+def test_statistics_of_all_processes_together_are_for_backbone_and_head() -> None:
+    encoder = encoder_of(None, batch_norm="sync")
+    layers = list(batch_norms(encoder))
+    assert {type(layer) for layer in layers} == {torch.nn.SyncBatchNorm}
+    assert encoder.head[4] in layers

@@ -30,7 +30,6 @@ def test_it_stays_as_it_was_and_resuming_does_not_change_when_it_is_trained(
     done = train(processes, *settings, "--run_dir", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     assert f"parameters trained, the backbone from step {FROZEN_STEPS} on" in done.stdout
-    assert "Warning" not in done.stderr
 
     def files(run: str, step: int) -> Path:
         return tmp_path / run / "checkpoints" / f"step-{step:08d}"

@@ -100,7 +100,8 @@ def tokens_to_map(tokens: torch.Tensor, num_prefix: int) -> torch.Tensor:
     side = math.isqrt(patches.shape[1])
     if side**2 != patches.shape[1]:
         raise ValueError(f"it has no grid: its {patches.shape[1]} tokens do not form a square")
-    return patches.transpose(1, 2).unflatten(2, (side, side))
+    feature_map: torch.Tensor = patches.transpose(1, 2).unflatten(2, (side, side))
+    return feature_map
 
 
 def load_weights(network: nn.Module, path: Path, name: str, left_out: tuple[str, ...] = ()) -> None:
@@ -115,7 +116,7 @@ def load_weights(network: nn.Module, path: Path, name: str, left_out: tuple[str,
     if not path.is_file():
         raise ValueError(f"model.encoder.weights: {path}: no such file (or use `imagenet`)")
     try:
-        state = (
+        state: dict[str, torch.Tensor] = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)

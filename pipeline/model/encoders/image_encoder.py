@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
         return encoded
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The backbone's features of images.
+        """What the backbone gives for images; the head makes vectors of width D of it.
 
         Images travel to the device as uint8, a quarter of the bytes of float32, and are normalised
         there. The permutation gives the channels-last layout without a copy.
@@ -82,12 +82,11 @@ class ImageEncoder(nn.Module):
         Args:
             images: (B, S, S, 3) uint8.
         Returns:
-            (B, F) or (B, P, F) float.
+            (B, F) float, or with grid output (B, P, F).
         """
         pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
-        pixels = (pixels - self.mean) / self.std
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._backbone_frozen):
-            features: torch.Tensor = self.backbone(pixels)
+            features: torch.Tensor = self.backbone((pixels - self.mean) / self.std)
         return features
 
     def freeze_backbone(self, frozen: bool) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ def load_backbone(name: str, weights: str | None, output: Output, grid: int | No
     preprocessing = _preprocessing(name)
     if output == "pooled":
         setattr(network, classifier, nn.Sequential(*kept))
+        if isinstance(network, models.MNASNet):  # its own way wants a version, as only .pth has it
+            network.__dict__["_load_from_state_dict"] = partial(
+                nn.Module._load_from_state_dict, network
+            )
         return Backbone(network, output, num_features, preprocessing)
     if isinstance(network, models.VisionTransformer):
         setattr(network, classifier, nn.Sequential())
