@@ -29,6 +29,7 @@ REPLACED = {
     "train.eval_every": "train.eval_every_epochs",
     "train.checkpoint_every": "train.checkpoint_every_epochs",
     "monitor.num_pictures": "monitor.num_images",
+    "model.max_tokens": "generation.max_tokens",
 }
 
 TYPE_NAMES = {

@@ -67,3 +67,12 @@ class Decoder(Protocol):
         Returns:
             A state for N' captions.
         """
+
+    def attention(self, state: Any) -> torch.Tensor | None:
+        """Where the last step looked.
+
+        Args:
+            state: from `step`, for N captions.
+        Returns:
+            (N, P) float: the weight of each position; None for a decoder that does not look.
+        """

@@ -110,3 +110,6 @@ class RecurrentDecoder(nn.Module):
         if isinstance(state, tuple):
             return tuple(part[:, index] for part in state)
         return state[:, index]
+
+    def attention(self, state: Any) -> None:
+        """None: the recurrent layer sees the whole image at once."""
