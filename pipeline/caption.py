@@ -15,6 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
+from pipeline.generation.options import add_generation_options
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World, read_world
 from shards.arguments import CommandParser
@@ -56,7 +57,15 @@ def _parser(prog: str) -> CommandParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of a checkpoint; several options make an ensemble, which averages the "
+        "probabilities of its members",
+    )
     parser.add_argument(
         "images",
         nargs="*",
@@ -70,13 +79,19 @@ def _parser(prog: str) -> CommandParser:
         help="also caption the images listed in this file, one path a line; - reads standard input",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print JSON Lines: image, caption")
+    output.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON Lines: image, caption; with --num_captions above 1 also captions, a list "
+        "of all with their scores",
+    )
     output.add_argument(
         "--out",
         type=Path,
         help="write this file: .json (COCO results: image_id is the number that is the file name, "
-        "as 139 of 000000000139.jpg, or else the path), .csv or .jsonl (image, caption). Part "
-        "files beside it, OUT.rank0.part, hold the captions until all are there",
+        "as 139 of 000000000139.jpg, or else the path) or .csv with the best caption of each "
+        "image, or .jsonl with what --json prints. Part files beside it, OUT.rank0.part, hold the "
+        "captions until all are there",
     )
     output.add_argument(
         "--txt",
@@ -88,6 +103,7 @@ def _parser(prog: str) -> CommandParser:
         type=Path,
         help="also draw the first 64 images with their captions, as .png or .jpg",
     )
+    add_generation_options(parser)
     return parser
 
 

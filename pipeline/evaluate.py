@@ -12,9 +12,12 @@ import json
 import math
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.generation import GenerationConfig, describe, used_settings
+from pipeline.generation.options import add_generation_options, with_options
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World, read_world
 from shards.arguments import CommandParser
@@ -45,12 +48,20 @@ def _parser(prog: str) -> CommandParser:
         description="Caption a data set with a checkpoint, write the captions to a file, and score "
         "them against the reference captions of the data set.",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of a checkpoint; several options make an ensemble, which averages the "
+        "probabilities of its members",
+    )
     parser.add_argument("--shards", required=True, help="path or URL of the data set to caption")
     parser.add_argument(
         "--out", type=Path, required=True, help="file to write, in COCO's results format"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="images of a batch")
+    parser.add_argument("--batch_size", type=int, default=64, help="images that are loaded at once")
     parser.add_argument("--workers", type=int, default=2, help="loader workers of each process")
     parser.add_argument(
         "--cache_dir",
@@ -67,6 +78,7 @@ def _parser(prog: str) -> CommandParser:
         help="share of the samples, 0 to 1, that may be bad and are then left out (default: 0.0)",
     )
     parser.add_argument("--json", action="store_true", help="print the scores as a JSON object")
+    add_generation_options(parser)
     return parser
 
 
@@ -116,19 +128,21 @@ def _read_inputs(arguments: argparse.Namespace) -> tuple[Trained, EvaluationTask
     from pipeline.remote.location import locate_data_sets
     from shards.tokenizer import tokenizer_sha256
 
-    trained = load_trained(arguments.checkpoint)
+    trained = load_trained(*arguments.checkpoint)
+    trained = replace(trained, config=with_options(trained.config, arguments))
     needed = [(arguments.shards, EVAL_SHARDS)]
     located = locate_data_sets(needed, arguments.cache_dir, arguments.cache_gb, "--cache")
     shards = ShardFolder(*located[0])
     if shards.manifest.tokenizer_sha256 != tokenizer_sha256(trained.tokenizer_path):
         raise ValueError(
-            f"{arguments.shards}: built with another tokenizer than {arguments.checkpoint} was "
+            f"{arguments.shards}: built with another tokenizer than {arguments.checkpoint[0]} was "
             "trained with; build the shards with the checkpoint's tokenizer.json"
         )
-    check_features(shards, trained.captioner, trained.config, str(arguments.checkpoint))
+    whose = ", ".join(map(str, arguments.checkpoint))
+    check_features(shards, trained.captioner, trained.config.data.image_size, whose)
     task = EvaluationTask(
         EvalDataset(shards, trained.config.data.image_size),
-        trained.config.model.max_tokens,
+        trained.config.generation,
         arguments.batch_size,
         arguments.workers,
         arguments.max_bad,
@@ -163,18 +177,31 @@ def _evaluate(
             write_atomic(arguments.out, json.dumps(evaluation.results()).encode())
             with watchdog.phase(Phase.SCORE, 0):
                 scores = caption_scores(evaluation.captions, evaluation.references)
-            _print_scores(scores, len(evaluation.captions), arguments)
+            _print_scores(scores, len(evaluation.captions), task.generation, arguments)
     accelerator.end_training()
 
 
-def _print_scores(scores: dict[str, float], num_images: int, arguments: argparse.Namespace) -> None:
+def _print_scores(
+    scores: dict[str, float],
+    num_images: int,
+    generation: GenerationConfig,
+    arguments: argparse.Namespace,
+) -> None:
     if arguments.json:
-        print(json.dumps({"images": num_images, **scores}))
+        about = {
+            "images": num_images,
+            "checkpoints": list(map(str, arguments.checkpoint)),
+            "generation": used_settings(generation),
+        }
+        print(json.dumps({**about, **scores}))
         return
     images = "1 image" if num_images == 1 else f"{num_images:,} images"
     print(f"Captions of {images}, scored against the reference captions of {arguments.shards}:")
     for name, value in scores.items():
         print(f"  {name:<8} {value:.4f}")
+    members = len(arguments.checkpoint)
+    ensemble = f"ensemble of {members} checkpoints, " if members > 1 else ""
+    print(f"Generation: {ensemble}{describe(generation)}.")
     print(f"The captions are in {arguments.out}.")
 
 

@@ -105,8 +105,10 @@ def _read_encoder(
         if files or settings:
             raise ValueError("--checkpoint: brings its own settings; leave --config and others out")
         from pipeline.generation.trained import load_trained
+        from pipeline.model.captioner import Captioner
 
         trained = load_trained(arguments.checkpoint)
+        assert isinstance(trained.captioner, Captioner)  # one checkpoint is no ensemble
         return trained.config, trained.captioner.encoder
     config = parse_config([*files, "--data.train", arguments.shards, *settings])
     if config.model.encoder.weights is None:

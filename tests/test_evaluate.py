@@ -10,6 +10,8 @@ from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
 from support.training import train
 
+LAUNCH = ("-m", "launch", "--config_file", "launch/cpu.yaml", "--num_processes")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -19,10 +21,16 @@ def checkpoint(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run / "checkpoints" / "best"
 
 
-def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.evaluate", *map(str, arguments)]
+def evaluate(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launched = (*LAUNCH, processes) if processes > 1 else ()
+    command = [sys.executable, *launched, "-m", "pipeline.evaluate", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False, env=ONE_THREAD
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env=ONE_THREAD,
     )
 
 
@@ -39,8 +47,38 @@ def test_it_writes_the_captions_and_prints_the_scores(
     as_json = evaluate(*inputs, "--json")
     scores = json.loads(as_json.stdout)
     assert scores.pop("images") == 7
+    assert scores.pop("checkpoints") == [str(checkpoint)]
+    assert scores.pop("generation")["method"] == "greedy"
+    assert "greedy (max_tokens 8)" in done.stdout
     for name, value in scores.items():
         assert f"{name:<8} {value:.4f}" in done.stdout
+
+
+def test_captions_are_the_same_for_all_batch_sizes_and_numbers_of_processes(
+    scenes: Scenes, checkpoint: Path, tmp_path: Path
+) -> None:
+    inputs = ("--checkpoint", checkpoint, "--shards", scenes.train, "--workers", 0)
+    results = []
+    for processes, batch_size in ((1, 1), (1, 32), (2, 7), (3, 32)):
+        out = tmp_path / "captions.json"
+        done = evaluate(*inputs, "--out", out, "--batch_size", batch_size, "--method", "sample",
+                        processes=processes)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(out.read_text()))
+    assert len({row["caption"] for row in results[0]}) > 30
+    assert all(found == results[0] for found in results[1:])
+
+
+def test_an_ensemble_of_a_checkpoint_with_itself_is_the_checkpoint(
+    scenes: Scenes, checkpoint: Path, tmp_path: Path
+) -> None:
+    inputs = ("--shards", scenes.val, "--workers", 0, "--method", "beam", "--out")
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert evaluate("--checkpoint", checkpoint, *inputs, one).returncode == 0
+    done = evaluate("--checkpoint", checkpoint, "--checkpoint", checkpoint, *inputs, two)
+    assert done.returncode == 0, done.stderr
+    assert "ensemble of 2 checkpoints, beam (max_tokens 8, beam 5" in done.stdout
+    assert json.loads(two.read_text()) == json.loads(one.read_text())
 
 
 @pytest.mark.parametrize(
@@ -52,6 +90,7 @@ def test_it_writes_the_captions_and_prints_the_scores(
         (("--out", "s3://bucket/out.json"), "not a URL"),
         (("--out", "x.json", "--batch_size", 0), "--batch_size: 0"),
         (("--out", "x.json", "--max_bad", 2), "--max_bad: 2.0"),
+        (("--out", "x.json", "--method", "best"), "--method: invalid choice"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(

@@ -3,9 +3,8 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from pipeline.checkpoint.commit import step_of
 from pipeline.checkpoint.folder import BEST, list_checkpoints
@@ -18,19 +17,24 @@ SELECTED_BY = "CIDEr"  # the score that selects the best checkpoint
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of every evaluation of a run, all on one validation set.
+    """The scores of every evaluation of a run, all on one validation set and decoded alike.
 
     Args:
         data_digest: digest of the validation set; none before the first evaluation.
         by_step: step -> name of a score -> value.
+        generation: how the captions were generated, as `describe` says it; empty if unknown.
     """
 
     data_digest: str | None = None
     by_step: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    generation: str = ""
 
-    def after(self, step: int, scores: Mapping[str, float], data_digest: str) -> Self:
+    def after(
+        self, step: int, scores: Mapping[str, float], data_digest: str, generation: str
+    ) -> "Scores":
         """The scores with those of one more evaluation."""
-        return replace(self, data_digest=data_digest, by_step={**self.by_step, step: scores})
+        by_step = {**self.by_step, step: scores}
+        return Scores(data_digest, by_step, generation)
 
 
 def load_scores(checkpoints: Path, last_step: int) -> Scores:
@@ -48,6 +52,7 @@ def load_scores(checkpoints: Path, last_step: int) -> Scores:
         found = json.loads(path.read_bytes())
         by_step = {int(step): dict(scores) for step, scores in found["scores"].items()}
         digest = str(found["data_digest"])
+        generation = str(found.get("generation", ""))
         for scores in by_step.values():
             float(scores[SELECTED_BY])
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
@@ -56,13 +61,17 @@ def load_scores(checkpoints: Path, last_step: int) -> Scores:
             "evaluations are then forgotten, the checkpoints are not"
         ) from None
     kept = {step: scores for step, scores in by_step.items() if step <= last_step}
-    return Scores(digest, kept) if kept else Scores()
+    return Scores(digest, kept, generation) if kept else Scores()
 
 
 def save_scores(checkpoints: Path, scores: Scores) -> None:
     """Write the scores atomically."""
     by_step = {str(step): dict(values) for step, values in scores.by_step.items()}
-    content = {"data_digest": scores.data_digest, "scores": by_step}
+    content = {
+        "data_digest": scores.data_digest,
+        "generation": scores.generation,
+        "scores": by_step,
+    }
     write_atomic(checkpoints / SCORES, canonical_json(content))
 
 

@@ -91,19 +91,29 @@ def check_continues(
         )
 
 
-def check_scores(checkpoint: Path, scores: Scores, val_place: str, val_digest: str) -> None:
-    """Whether the scores so far and those to come are of the same validation set.
+def check_scores(
+    checkpoint: Path, scores: Scores, val_place: str, val_digest: str, generation: str
+) -> None:
+    """Whether the scores so far and those to come compare: the same data set, decoded alike.
 
     Args:
         scores: those so far.
         val_place: folder or URL of the validation set.
         val_digest: its digest.
+        generation: how captions are generated.
     Raises:
-        ValueError: they are not, so the best of them would mean nothing.
+        ValueError: they do not, so the best of them would mean nothing.
     """
+    do = (
+        f"delete {checkpoint.parent / SCORES} to select the best checkpoint by the new ones alone, "
+        "or name another run_dir"
+    )
     if scores.data_digest not in (None, val_digest):
         raise ValueError(
-            f"data.val: {val_place} is not the validation set that {checkpoint} was scored on; "
-            f"delete {checkpoint.parent / SCORES} to select the best checkpoint by the new one "
-            "alone, or name another run_dir"
+            f"data.val: {val_place} is not the validation set that {checkpoint} was scored on; {do}"
+        )
+    if scores.generation not in ("", generation):
+        raise ValueError(
+            f"generation.*: {checkpoint} was scored with captions by {scores.generation}, and now "
+            f"it is {generation}, so the scores do not compare; {do}"
         )

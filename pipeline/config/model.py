@@ -79,10 +79,8 @@ class ModelConfig:
 
     Args:
         dim: width of the image vector and of the word embeddings.
-        max_tokens: length of the longest caption that is generated, in tokens.
     """
 
     dim: int = 1024
-    max_tokens: int = 30
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)

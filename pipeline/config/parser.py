@@ -30,6 +30,7 @@ REPLACED = {
     "train.checkpoint_every": "train.checkpoint_every_epochs",
     "monitor.num_pictures": "monitor.num_images",
     "model.encoder.freeze": "model.encoder.tune",
+    "model.max_tokens": "generation.max_tokens",
 }
 
 TYPE_NAMES = {

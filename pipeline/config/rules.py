@@ -4,6 +4,7 @@ import math
 from operator import attrgetter
 
 from pipeline.config.data import MAX_STREAMS, DataConfig
+from pipeline.config.generation import USED_BY, GenerationConfig
 from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
 from pipeline.config.run import Config
 from pipeline.config.settings_file import as_yaml
@@ -20,6 +21,7 @@ def check_config(config: Config) -> None:
     """
     rules = [*_run_rules(config), *_data_rules(config.data), *_model_rules(config.model)]
     rules += [*_training_rules(config.optim, config.train)]
+    rules += _generation_rules(config.generation)
     for key, holds, rule in rules:
         if not holds:
             raise ValueError(f"{key}: {rule} (given: {as_yaml(attrgetter(key)(config))})")
@@ -69,7 +71,6 @@ def _model_rules(model: ModelConfig) -> list[Rule]:
     encoder, decoder = model.encoder, model.decoder
     return [
         ("model.dim", model.dim >= 1, "must be 1 or more"),
-        ("model.max_tokens", model.max_tokens >= 1, "must be 1 or more"),
         ("model.encoder.hidden_dim", encoder.hidden_dim >= 1, "must be 1 or more"),
         ("model.encoder.dropout", 0 <= encoder.dropout < 1, "must be at least 0 and below 1"),
         *_tuning_rules(encoder),
@@ -156,4 +157,52 @@ def _training_rules(optim: OptimConfig, train: TrainConfig) -> list[Rule]:
         ("train.checkpoint_minutes", train.checkpoint_minutes >= 0, "must be 0 or more"),
         ("train.eval_every_epochs", 0 <= train.eval_every_epochs < math.inf, "must be 0 or more"),
         ("train.keep", train.keep >= 1, "must be 1 or more"),
+    ]
+
+
+def _generation_rules(generation: GenerationConfig) -> list[Rule]:
+    method, beam, groups = generation.method, generation.beam, generation.groups
+    unused: list[Rule] = [
+        (
+            f"generation.{name}",
+            method in methods or getattr(generation, name) == getattr(GenerationConfig, name),
+            f"is for generation.method {' or '.join(methods)}, but the method is {method}: leave "
+            "it out, or choose another method",
+        )
+        for name, methods in USED_BY.items()
+    ]
+    num_groups = beam if groups is None else groups
+    best = beam if method in USED_BY["beam"] else math.inf
+    return [
+        *unused,
+        ("generation.max_tokens", generation.max_tokens >= 1, "must be 1 or more"),
+        (
+            "generation.min_tokens",
+            0 <= generation.min_tokens <= generation.max_tokens,
+            f"must be from 0 to generation.max_tokens, which is {generation.max_tokens}",
+        ),
+        ("generation.no_repeat_ngram", generation.no_repeat_ngram >= 0, "must be 0 or more"),
+        ("generation.beam", beam >= 1, "must be 1 or more"),
+        (
+            "generation.length_penalty",
+            0 <= generation.length_penalty < math.inf,
+            "must be 0 or more, and finite",
+        ),
+        (
+            "generation.groups",
+            num_groups >= 1 and beam % num_groups == 0,
+            f"must be a number that divides generation.beam, which is {beam}, or null",
+        ),
+        ("generation.diversity", 0 <= generation.diversity < math.inf, "must be 0 or more"),
+        ("generation.temperature", 0 < generation.temperature < math.inf, "must be above 0"),
+        ("generation.top_k", generation.top_k >= 0, "must be 0 or more"),
+        ("generation.top_p", 0 < generation.top_p <= 1, "must be above 0 and at most 1"),
+        (
+            "generation.num_captions",
+            1 <= generation.num_captions <= best,
+            f"must be 1 or more, and at most generation.beam, which is {beam}"
+            if best < math.inf
+            else "must be 1 or more",
+        ),
+        ("generation.seed", 0 <= generation.seed < 1 << 63, "must be 0 or more, and below 2**63"),
     ]

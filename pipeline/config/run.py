@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.config.data import DataConfig
+from pipeline.config.generation import GenerationConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.monitoring import MonitorConfig
 from pipeline.config.training import OptimConfig, TrainConfig
@@ -23,4 +24,5 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

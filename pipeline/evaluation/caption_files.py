@@ -1,8 +1,7 @@
 """Image files -> captions, batch by batch, each rank its share.
 
 Images are cut into batches by their position in the list, and batch number b goes to rank b modulo
-W. A batch thus has the same images for any number of processes, and so the same captions to the
-last bit.
+W. Captions do not depend on the batch or on the number of processes (generation/blocks.py).
 
 B images, S side in pixels, W ranks
 """
@@ -11,15 +10,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipeline.evaluation.caption_formats import ImageCaptions, image_id
 from pipeline.evaluation.image_files import ImageList, decode_ahead
-from pipeline.generation.trained import Trained, generate
+from pipeline.generation.blocks import generate
+from pipeline.generation.trained import Trained
 from pipeline.runtime.world import World
 
-BATCH_SIZE = 32
+BATCH_SIZE = 64  # whole blocks of generation, on a CPU and on a GPU
 MAX_THREADS = 8
 
 
@@ -27,7 +29,7 @@ MAX_THREADS = 8
 class CaptionedBatch:
     """One batch of this rank, without the images that had a caption already."""
 
-    captions: list[tuple[str, str]]  # path, caption
+    captions: list[ImageCaptions]
     unreadable: list[tuple[str, str]]  # path, reason
 
 
@@ -44,19 +46,24 @@ def caption_images(
         captioned: which of some paths have a caption already; these are left out.
     """
     captioner = trained.captioner.to(device).eval()
+    generation = trained.config.generation
+    several = generation.num_captions > 1
     paths_of_rank = _batches_of_rank(images, world, captioned)
     num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // world.local_world_size))
     for paths, decoded in decode_ahead(paths_of_rank, trained.config.data.image_size, num_threads):
         results = list(zip(paths, decoded, strict=True))
         readable = [(path, image) for path, image in results if isinstance(image, np.ndarray)]
-        captions: list[str] = []
+        rows: list[ImageCaptions] = []
         if readable:
             pixels = torch.from_numpy(np.stack([image for _, image in readable])).to(device)
-            captions = generate(
-                captioner, pixels, trained.tokenizer, trained.config.model.max_tokens
-            )
+            ids = [image_id(Path(path).name) for path, _ in readable]  # wherever the image lies
+            found = generate(captioner, pixels, ids, trained.tokenizer, generation)
+            rows = [
+                ImageCaptions(path, best.text, (best, *others) if several else ())
+                for (path, _), (best, *others) in zip(readable, found, strict=True)
+            ]
         yield CaptionedBatch(
-            [(path, text) for (path, _), text in zip(readable, captions, strict=True)],
+            rows,
             [(path, str(error)) for path, error in results if isinstance(error, ValueError)],
         )
 

@@ -7,12 +7,21 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from pipeline.evaluation.image_files import ImageList
+from pipeline.generation.blocks import ScoredCaption
 from pipeline.runtime.world import World
 
 _MAX_ID_DIGITS = 18  # of a number that fits 64 bits
+
+
+class ImageCaptions(NamedTuple):
+    """What is written for one image."""
+
+    path: str
+    caption: str  # the best one
+    captions: tuple[ScoredCaption, ...] = ()  # all, the best first, if several were asked for
 
 
 class Destination(Protocol):
@@ -31,8 +40,8 @@ class Destination(Protocol):
     def captioned(self, paths: Sequence[str]) -> list[bool]:
         """Which of the images have a caption there already."""
 
-    def write(self, captions: Sequence[tuple[str, str]]) -> None:
-        """Add the captions of one batch: path, caption."""
+    def write(self, captions: Sequence[ImageCaptions]) -> None:
+        """Add the captions of one batch."""
 
     def finish(self, num_unreadable: int) -> str:
         """Complete the output on the main process, once all ranks have written all captions.
@@ -63,13 +72,18 @@ class PrintedLines:
         """None: what was printed is not known."""
         return [False] * len(paths)
 
-    def write(self, captions: Sequence[tuple[str, str]]) -> None:
-        """Print a batch."""
-        for path, caption in captions:
-            print(json_line(path, caption) if self._as_json else f"{path}: {caption}")
+    def write(self, captions: Sequence[ImageCaptions]) -> None:
+        """Print a batch: a line an image as JSON, otherwise a line a caption."""
+        for path, caption, scored in captions:
+            if self._as_json:
+                print(json_line(path, caption, scored))
+            else:
+                texts = [text for text, _ in scored] or [caption]
+                print(*(f"{path}: {text}" for text in texts), sep="\n")
         print(end="", flush=True)
         self._count += len(captions)
-        self._first += captions[: self._keep - len(self._first)]
+        kept = captions[: self._keep - len(self._first)]
+        self._first += [(path, caption) for path, caption, _ in kept]
 
     def finish(self, num_unreadable: int) -> str:
         """All is printed already."""
@@ -95,9 +109,9 @@ class TextFiles:
         """Those with a NAME.txt."""
         return [text_path(path).exists() for path in paths]
 
-    def write(self, captions: Sequence[tuple[str, str]]) -> None:
+    def write(self, captions: Sequence[ImageCaptions]) -> None:
         """Write each file under a temporary name first, so that a kill leaves none cut short."""
-        for path, caption in captions:
+        for path, caption, _ in captions:
             final = text_path(path)
             temporary = final.with_name(f".{final.name}.tmp")
             temporary.write_text(caption + "\n", encoding="utf-8")
@@ -125,33 +139,36 @@ def image_id(path: str) -> int | str:
     return int(stem) if is_number else path
 
 
-def write_rows(file: BinaryIO, suffix: str, rows: Iterable[tuple[str, str]]) -> None:
+def write_rows(file: BinaryIO, suffix: str, rows: Iterable[ImageCaptions]) -> None:
     """Write captions in a format, one at a time.
 
     Args:
         suffix: names the format: `.json`, `.csv` or `.jsonl`.
-        rows: path, caption.
+        rows: an image each. Only `.jsonl` has more than the best caption.
     """
     if suffix == ".csv":
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("image", "caption"))
-        writer.writerows(rows)
+        writer.writerows((path, caption) for path, caption, _ in rows)
         text.flush()
         text.detach()
     elif suffix == ".jsonl":
-        file.writelines(json_line(path, caption).encode() + b"\n" for path, caption in rows)
+        file.writelines(json_line(*row).encode() + b"\n" for row in rows)
     else:
-        results = (json.dumps({"image_id": image_id(p), "caption": c}).encode() for p, c in rows)
+        results = (json.dumps({"image_id": image_id(p), "caption": c}).encode() for p, c, _ in rows)
         file.write(b"[")
         for number, result in enumerate(results):
             file.write((b",\n" if number else b"\n") + result)
         file.write(b"\n]\n")
 
 
-def json_line(path: str, caption: str) -> str:
+def json_line(path: str, caption: str, captions: Sequence[ScoredCaption] = ()) -> str:
     """One row of JSON Lines."""
-    return json.dumps({"image": path, "caption": caption})
+    row: dict[str, Any] = {"image": path, "caption": caption}
+    if captions:
+        row["captions"] = [{"caption": c.text, "score": round(c.score, 6)} for c in captions]
+    return json.dumps(row)
 
 
 def count(number: int, noun: str) -> str:

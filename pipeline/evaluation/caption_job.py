@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from pipeline.evaluation.caption_formats import (
 )
 from pipeline.evaluation.caption_parts import PartFiles, fingerprint
 from pipeline.evaluation.image_files import ImageList, read_image
+from pipeline.generation.options import with_options
 from pipeline.generation.trained import load_trained
 from pipeline.observability.contact_sheet import Captioned, draw_sheet
 from pipeline.runtime.errors import usage_errors
@@ -34,7 +36,8 @@ class CaptionJob:
     """Images, a checkpoint and where the captions go.
 
     Args:
-        arguments: of the command: `checkpoint`, `json`, `out`, `txt`, `sheet`.
+        arguments: of the command: `checkpoint`, `json`, `out`, `txt`, `sheet`, and the options of
+            generation.
     Raises:
         ValueError: the checkpoint is unusable, images share a name in the output, or an output
             exists that belongs to another checkpoint or other images.
@@ -44,7 +47,8 @@ class CaptionJob:
         self._world = world
         self._images = images
         self._sheet: Path | None = arguments.sheet
-        self._trained = load_trained(arguments.checkpoint)
+        trained = load_trained(*arguments.checkpoint)
+        self._trained = replace(trained, config=with_options(trained.config, arguments))
         self._size = self._trained.config.data.image_size
         self._destination = self._open_destination(arguments)
 
@@ -57,7 +61,9 @@ class CaptionJob:
             return PrintedLines(arguments.json, keep)
         if arguments.out.suffix.lower() == ".json":
             self._images.check_unique(image_id, "image_id")
-        return PartFiles(arguments.out, fingerprint(arguments.checkpoint), self._images, keep)
+        generation = self._trained.config.generation
+        made_by = fingerprint(arguments.checkpoint, generation)
+        return PartFiles(arguments.out, made_by, self._images, keep)
 
     def run(self) -> int:
         """Caption. Returns the exit code: 1 if an image could not be read, 2 for unusable input."""

@@ -21,17 +21,22 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline.checkpoint.commit import CONFIG, FILES, MODEL, TOKENIZER
-from pipeline.evaluation.caption_files import BATCH_SIZE
-from pipeline.evaluation.caption_formats import count, json_line, write_rows
+from pipeline.config.generation import GenerationConfig, used_settings
+from pipeline.evaluation.caption_formats import ImageCaptions, count, json_line, write_rows
 from pipeline.evaluation.image_files import ImageList, hash64
+from pipeline.generation.blocks import ScoredCaption
 from pipeline.runtime.world import World
 from shards.atomic import NO_LOCKS, atomic_file, write_atomic
 
 
-def fingerprint(checkpoint: Path) -> dict[str, Any]:
-    """What the captions of a checkpoint depend on: digests of its files, and the batch size."""
-    digests = json.loads((checkpoint / FILES).read_bytes())
-    return {name: digests[name] for name in (MODEL, TOKENIZER, CONFIG)} | {"batch": BATCH_SIZE}
+def fingerprint(checkpoints: Sequence[Path], generation: GenerationConfig) -> dict[str, Any]:
+    """What captions depend on: digests of the checkpoints' files, and how they are generated."""
+    digests = [json.loads((path / FILES).read_bytes()) for path in checkpoints]
+    names = (MODEL, TOKENIZER, CONFIG)
+    return {
+        "checkpoints": [{name: found[name] for name in names} for found in digests],
+        "generation": used_settings(generation),
+    }
 
 
 class PartFiles:
@@ -66,8 +71,8 @@ class PartFiles:
                 header = file.readline()
             if header.endswith(b"\n") and header != self._header:
                 raise ValueError(
-                    f"{path}: was written with another checkpoint; delete it to begin anew, or "
-                    "give another --out"
+                    f"{path}: was written with another checkpoint or other generation settings; "
+                    "delete it to begin anew, or give another --out"
                 )
 
     def _finished_run(self) -> tuple[str, int] | None:
@@ -133,7 +138,7 @@ class PartFiles:
         found: list[bool] = np.isin(hashes, self._hashes).tolist()
         return found
 
-    def write(self, captions: Sequence[tuple[str, str]]) -> None:
+    def write(self, captions: Sequence[ImageCaptions]) -> None:
         """Append a batch to this rank's part file."""
         assert self._file, "open() comes first"
         self._file.writelines(json_line(*row).encode() + b"\n" for row in captions)
@@ -145,15 +150,15 @@ class PartFiles:
         num_written = 0
         with atomic_file(self._out) as file:
 
-            def rows() -> Iterator[tuple[str, str]]:
+            def rows() -> Iterator[ImageCaptions]:
                 nonlocal num_written
                 for path in self._images:
-                    caption = index.caption(path)
-                    if caption is not None:
+                    row = index.row(path)
+                    if row:
                         num_written += 1
                         if len(self._first) < self._keep:
-                            self._first.append((path, caption))
-                        yield path, caption
+                            self._first.append((path, row.caption))
+                        yield row
 
             write_rows(file, self._out.suffix.lower(), rows())
             if num_written + num_unreadable != len(self._images):
@@ -195,8 +200,8 @@ class _Index:
         self._parts = np.frombuffer(parts, np.uint32)[order]
         self._offsets = np.frombuffer(offsets, np.uint64)[order]
 
-    def caption(self, path: str) -> str | None:
-        """The caption of an image, if there is one."""
+    def row(self, path: str) -> ImageCaptions | None:
+        """The captions of an image, if there are any."""
         key = hash64(path)
         position = int(np.searchsorted(self.hashes, np.uint64(key)))
         while position < len(self.hashes) and int(self.hashes[position]) == key:
@@ -204,16 +209,17 @@ class _Index:
             file.seek(int(self._offsets[position]))
             row = _parse(file.readline())
             if row and row[0] == path:
-                return row[1]
+                return row
             position += 1
         return None
 
 
-def _parse(line: bytes) -> tuple[str, str] | None:
+def _parse(line: bytes) -> ImageCaptions | None:
     try:
         row = json.loads(line)
-        return row["image"], row["caption"]
-    except (ValueError, KeyError, TypeError):
+        scored = [ScoredCaption(c["caption"], c["score"]) for c in row.get("captions", ())]
+        return ImageCaptions(row["image"], row["caption"], tuple(scored))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -8,13 +8,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from tqdm import tqdm
 
+from pipeline.config.generation import GenerationConfig
 from pipeline.data.batch import EvalBatch, ImageId, check_bad
 from pipeline.data.dataset import EvalDataset
 from pipeline.data.loader import eval_loader
 from pipeline.distributed.phases import Phase
 from pipeline.distributed.time_limits import FETCH_LIMIT_S
 from pipeline.distributed.watchdog import Watchdog
-from pipeline.generation.trained import generate
+from pipeline.generation.blocks import generate
+from pipeline.generation.ensemble import Ensemble
 from pipeline.model.captioner import Captioner
 from pipeline.observability.contact_sheet import Captioned
 from pipeline.runtime.world import World
@@ -28,15 +30,15 @@ class EvaluationTask:
 
     Args:
         dataset: its images are captioned; its tokenizer is the captioner's.
-        max_tokens: greatest length of a caption, in tokens.
-        batch_size: images that a process captions at once.
+        generation: how the captions are generated.
+        batch_size: images that a process loads at once. The captions do not depend on it.
         workers: loader workers of each process.
         max_bad: share of the samples, 0 to 1, that may be bad; they are left out.
         num_shown: how many images to return with their captions, for display.
     """
 
     dataset: EvalDataset
-    max_tokens: int
+    generation: GenerationConfig
     batch_size: int
     workers: int
     max_bad: float = 0.0
@@ -60,7 +62,7 @@ class Evaluation:
 def evaluate(
     accelerator: Accelerator,
     world: World,
-    captioner: Captioner,
+    captioner: Captioner | Ensemble,
     task: EvaluationTask,
     watchdog: Watchdog,
     step: int = 0,
@@ -128,7 +130,7 @@ def evaluate(
 def _caption_share(
     accelerator: Accelerator,
     world: World,
-    captioner: Captioner,
+    captioner: Captioner | Ensemble,
     task: EvaluationTask,
     batches: Iterable[EvalBatch],
 ) -> tuple[list[Row], list[str], list[Captioned]]:
@@ -145,9 +147,9 @@ def _caption_share(
         disable=not world.is_main,
     )
     for batch in batches:
-        with accelerator.autocast():
-            images = batch.images.to(accelerator.device, non_blocking=True)
-            captions = generate(captioner, images, shards.tokenizer, task.max_tokens)
+        images = batch.images.to(accelerator.device, non_blocking=True)
+        found = generate(captioner, images, batch.ids, shards.tokenizer, task.generation)
+        captions = [best.text for best, *_ in found]
         rows += zip(batch.ids, captions, batch.references, strict=True)
         bad += batch.bad
         can_show = 0 if shards.features else task.num_shown - len(shown)

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.config.run import Config
 from pipeline.data.reader import ShardFolder
 from pipeline.data.stored_features import FeaturePolicy
+from pipeline.generation.ensemble import Ensemble
 from pipeline.model.captioner import Captioner
 from pipeline.model.encoders.image_encoder import ImageEncoder
 
@@ -31,34 +32,46 @@ def feature_shape(encoder: ImageEncoder, image_size: int) -> tuple[int, ...]:
     return tuple(encoder.features(black.to(encoder.mean.device)).shape[1:])
 
 
-def check_features(shards: ShardFolder, captioner: Captioner, config: Config, whose: str) -> None:
+def check_features(
+    shards: ShardFolder, captioner: Captioner | Ensemble, image_size: int, whose: str
+) -> None:
     """Refuse features that the captioner's own backbone would not give for the images.
+
+    Of an ensemble, every member must have this backbone.
 
     Args:
         shards: a data set; one of images always fits.
         captioner: with the backbone's weights.
-        config: its configuration.
+        image_size: S, of its configuration.
         whose: names the captioner in errors, such as the checkpoint's folder.
     Raises:
         ValueError: says what differs.
     """
-    policy, encoder = shards.features, captioner.encoder
+    policy = shards.features
     if policy is None:
         return
+    for member in captioner.captioners if isinstance(captioner, Ensemble) else (captioner,):
+        _check_member(shards, policy, member, image_size, whose)
+
+
+def _check_member(
+    shards: ShardFolder, policy: FeaturePolicy, captioner: Captioner, image_size: int, whose: str
+) -> None:
+    encoder = captioner.encoder
     if encoder.is_tuned():
         raise ValueError(
             f"{shards.location}: holds features of a frozen backbone, but {whose} trains it; set "
             "model.encoder.tune to `none`, or use the shards of images"
         )
     expected: dict[str, object] = {
-        "encoder": config.model.encoder.name,
-        "output": captioner.decoder.output,
-        "image_size": config.data.image_size,
+        "encoder": encoder.name,
+        "output": encoder.backbone.output,
+        "image_size": image_size,
     }
     for name, value in expected.items():
         if getattr(policy, name) != value:
             raise ValueError(_differs(shards, name, getattr(policy, name), value, whose))
-    shape = feature_shape(encoder, config.data.image_size)
+    shape = feature_shape(encoder, image_size)
     if policy.shape != shape:
         raise ValueError(_differs(shards, "shape", policy.shape, shape, whose))
     if policy.weights_sha256 != weights_sha256(encoder.backbone):
@@ -86,7 +99,7 @@ def policy_of(
 ) -> FeaturePolicy:
     """How the features of a data set will be made."""
     return FeaturePolicy(
-        encoder=config.model.encoder.name,
+        encoder=encoder.name,
         weights_sha256=weights_sha256(encoder.backbone),
         output=encoder.backbone.output,
         shape=feature_shape(encoder, config.data.image_size),

@@ -78,4 +78,10 @@ class Decoder(Protocol):
         """
 
     def attention(self, state: Any) -> torch.Tensor | None:
-        """Where the last step looked: (N, P) float, or None of a decoder that does not look."""
+        """Where the last step looked.
+
+        Args:
+            state: from `step`, for N captions.
+        Returns:
+            (N, P) float: the weight of each position; None for a decoder that does not look.
+        """

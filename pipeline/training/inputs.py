@@ -23,6 +23,7 @@ from pipeline.checkpoint.resume import (
     find_resume_point,
 )
 from pipeline.config.data import DataConfig
+from pipeline.config.generation import describe
 from pipeline.config.run import Config
 from pipeline.data.loader import EVAL_SHARDS
 from pipeline.data.partition import streams_of_ranks
@@ -108,14 +109,15 @@ def prepare(config: Config, world: World) -> Run:
         scores = load_scores(run_dir / "checkpoints", step_of(resume.checkpoint))
         if val_shards:
             digest = val_shards.manifest.digest
-            check_scores(resume.checkpoint, scores, val_shards.location, digest)
+            generation = describe(config.generation)
+            check_scores(resume.checkpoint, scores, val_shards.location, digest, generation)
     torch.manual_seed(config.seed)
     vocab_size = train_shards.tokenizer.get_vocab_size()
     captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
     _try_encoder(captioner, config)
     for shards in (train_shards, val_shards):
         if shards:
-            check_features(shards, captioner, config, "this run")
+            check_features(shards, captioner, config.data.image_size, "this run")
     return Run(
         config=config,
         world=world,

@@ -6,10 +6,12 @@ from accelerate import Accelerator
 
 from pipeline.checkpoint.best import Scores, mark_best, save_scores
 from pipeline.checkpoint.state import TrainState
+from pipeline.config.generation import describe
 from pipeline.data.dataset import EvalDataset
 from pipeline.distributed.phases import Phase
 from pipeline.distributed.watchdog import Watchdog
 from pipeline.evaluation.evaluator import Evaluation, EvaluationTask, evaluate
+from pipeline.generation.blocks import whole_blocks
 from pipeline.metrics.scores import caption_scores
 from pipeline.observability.monitor import Monitor
 from pipeline.runtime.preemption import StopRequest, answer_stop
@@ -83,9 +85,9 @@ class Validator:
         parts = run.world.world_size * config.train.accumulation_steps
         task = EvaluationTask(
             EvalDataset(run.val_shards, config.data.image_size),
-            config.model.max_tokens,
-            # As many images at a time as in training, for which the memory suffices.
-            max(config.data.global_batch_size // parts, 1),
+            config.generation,
+            # About as many images at a time as in training, for which the memory suffices.
+            whole_blocks(config.data.global_batch_size // parts, self.accelerator.device),
             config.data.workers,
             config.data.max_bad,
             config.monitor.num_images,
@@ -100,7 +102,8 @@ class Validator:
     def _score(self, evaluation: Evaluation, state: TrainState) -> None:
         assert self.run.val_shards is not None
         scores = caption_scores(evaluation.captions, evaluation.references)
-        self.scores = self.scores.after(state.step, scores, self.run.val_shards.manifest.digest)
+        digest, generation = self.run.val_shards.manifest.digest, self.run.config.generation
+        self.scores = self.scores.after(state.step, scores, digest, describe(generation))
         self.monitor.evaluation(state.step, scores, evaluation.shown)
         save_scores(self.run.checkpoints, self.scores)
         mark_best(self.run.checkpoints, self.scores)

@@ -53,12 +53,15 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
         find_resume_point(checkpoints, "previous")
 
 
-def test_scores_of_two_validation_sets_do_not_mix(tmp_path: Path) -> None:
+def test_scores_of_two_validation_sets_or_methods_do_not_mix(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, STATE)
-    save_scores(path.parent, Scores().after(3, {"CIDEr": 0.5}, "one"))
+    save_scores(path.parent, Scores().after(3, {"CIDEr": 0.5}, "one", "greedy"))
     scores = load_scores(path.parent, last_step=3)
-    assert scores == Scores("one", {3: {"CIDEr": 0.5}})
-    check_scores(path, scores, "val", "one")
+    assert scores == Scores("one", {3: {"CIDEr": 0.5}}, "greedy")
+    check_scores(path, scores, "val", "one", "greedy")
     with pytest.raises(ValueError, match=r"data.val: val is not the validation set"):
-        check_scores(path, scores, "val", "two")
-    check_scores(path, load_scores(path.parent, last_step=2), "val", "two")  # all forgotten
+        check_scores(path, scores, "val", "two", "greedy")
+    with pytest.raises(ValueError, match=r"generation.*captions by greedy, and now it is beam"):
+        check_scores(path, scores, "val", "one", "beam")
+    forgotten = load_scores(path.parent, last_step=2)
+    check_scores(path, forgotten, "val", "two", "beam")

@@ -90,6 +90,13 @@ def test_each_recipe_parses(recipe: Path) -> None:
             "model.encoder.freeze was replaced by --model.encoder.tune",
         ),
         ("--model.encoder.dropout 1.0", "model.encoder.dropout"),
+        ("--generation.beam 3", "generation.beam"),
+        ("--generation.method beam --generation.beam 0", "generation.beam"),
+        ("--generation.method beam --generation.num_captions 6", "generation.num_captions"),
+        ("--generation.method diverse_beam --generation.groups 2", "generation.groups"),
+        ("--generation.method sample --generation.top_p 0", "generation.top_p"),
+        ("--generation.min_tokens 31", "generation.min_tokens"),
+        ("--generation.max_tokens 0", "generation.max_tokens"),
     ],
 )
 def test_an_impossible_setting_is_named(arguments: str, key: str) -> None:

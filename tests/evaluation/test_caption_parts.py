@@ -7,12 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.evaluation.caption_formats import ImageCaptions, json_line
 from pipeline.evaluation.caption_parts import PartFiles
 from pipeline.evaluation.image_files import ImageList
+from pipeline.generation.blocks import ScoredCaption
 from pipeline.runtime.world import World
 
 PATHS = [f"photos/{number}.jpg" for number in range(9)]
-ROWS = [(path, f"caption of {path} \u2026") for path in PATHS]
+SEVERAL = (ScoredCaption("first", -1.5), ScoredCaption("second", -2.0))
+ROWS = [
+    ImageCaptions(path, f"caption of {path} \u2026", SEVERAL if number % 3 else ())
+    for number, path in enumerate(PATHS)
+]
 
 
 def opened(out: Path, rank: int = 0, images: list[str] = PATHS) -> PartFiles:
@@ -47,8 +53,9 @@ def test_whatever_is_cut_off_is_captioned_again(
     parts.write([row for row, is_done in zip(ROWS, done, strict=True) if not is_done])
     parts.finish(num_unreadable=0)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["image"], row["caption"]) for row in rows] == ROWS
-    assert parts.first(9) == ROWS[:3]
+    assert rows == [json.loads(json_line(*row)) for row in ROWS]
+    assert rows[1]["captions"][1] == {"caption": "second", "score": -2.0}
+    assert parts.first(9) == [(row.path, row.caption) for row in ROWS[:3]]
 
 
 def test_two_runs_cannot_write_one_output(tmp_path: Path) -> None:

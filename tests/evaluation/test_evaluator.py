@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.shards import Scenes
 
+from pipeline.config.generation import GenerationConfig
 from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
 from pipeline.data.batch import EvalBatch, TooManyBadError
 from pipeline.data.dataset import EvalDataset
@@ -15,7 +16,7 @@ from pipeline.data.reader import ShardFolder
 from pipeline.distributed.process_group import join_processes
 from pipeline.distributed.watchdog import Watchdog
 from pipeline.evaluation.evaluator import Evaluation, EvaluationTask, evaluate
-from pipeline.generation.trained import generate
+from pipeline.generation.blocks import generate
 from pipeline.model.captioner import Captioner
 from pipeline.runtime.world import World
 from shards.format.index import read_index
@@ -28,6 +29,9 @@ MODEL = ModelConfig(
 )
 
 
+GENERATION = GenerationConfig("sample", max_tokens=5)
+
+
 @pytest.fixture(scope="module")
 def captioner(scenes: Scenes) -> Captioner:
     """A captioner with random weights."""
@@ -37,7 +41,7 @@ def captioner(scenes: Scenes) -> Captioner:
 
 
 def run(captioner: Captioner, dataset: EvalDataset, max_bad: float = 0.0) -> Evaluation:
-    task = EvaluationTask(dataset, 5, batch_size=3, workers=0, max_bad=max_bad, num_shown=2)
+    task = EvaluationTask(dataset, GENERATION, 3, workers=0, max_bad=max_bad, num_shown=2)
     return evaluate(join_processes(World()), World(), captioner, task, Watchdog(World()))
 
 
@@ -54,7 +58,8 @@ def test_each_image_is_captioned_once_and_keeps_its_references(
     captioner.eval()
     device = next(captioner.parameters()).device
     batch = dataset[np.arange(3)]  # the first batch, as it was captioned
-    captions = generate(captioner, batch.images.to(device), shards.tokenizer, 5)
+    found = generate(captioner, batch.images.to(device), batch.ids, shards.tokenizer, GENERATION)
+    captions = [best.text for best, *_ in found]
     assert [evaluation.captions[image_id] for image_id in batch.ids] == captions
     assert [shown.caption for shown in evaluation.shown] == captions[:2]
     assert [shown.reference for shown in evaluation.shown] == [r[0] for r in batch.references[:2]]

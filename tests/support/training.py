@@ -10,7 +10,8 @@ from pathlib import Path
 from support.repository import ONE_THREAD, ROOT
 
 TINY = (
-    "--model.dim", 16, "--model.max_tokens", 8, "--data.image_size", 32, "--data.min_crop", 0.9,
+    "--model.dim", 16, "--generation.max_tokens", 8, "--data.image_size", 32,
+    "--data.min_crop", 0.9,
     "--model.encoder.name", "shufflenet_v2_x0_5", "--model.encoder.hidden_dim", 16,
     "--model.decoder.hidden_dim", 16, "--data.workers", 0, "--train.eval_every_epochs", 0,
     "--data.global_batch_size", 10, "--optim.warmup_epochs", 0,

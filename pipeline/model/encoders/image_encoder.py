@@ -37,6 +37,7 @@ class ImageEncoder(nn.Module):
                 do not fit it.
         """
         super().__init__()
+        self.name = config.name
         if output == "pooled" and config.grid is not None:
             raise ValueError("model.encoder.grid: must be null, since this decoder sees no grid")
         self.backbone = load_backbone(config, output, pretrained)
