@@ -42,7 +42,7 @@ def check_unknown_words(
         raise ValueError(
             f"{path}: {unknown.total() / num_tokens:.1%} of the captions' tokens are UNK, more "
             f"than --max_unk {max_unk:.1%}. The most frequent words that it lacks: {words}. "
-            f"{unk_advice(jobs[0].build['name'])}"
+            f"{unk_advice(jobs[0].build['name'], 'build with it')}"
         )
 
 
@@ -57,26 +57,30 @@ def check_unk(folder: Path, sidecars: Sequence[Sidecar], max_unk: float) -> None
     if num_unk > max_unk * num_tokens:
         raise ValueError(
             f"{folder}: {num_unk:,} of {num_tokens:,} tokens ({num_unk / num_tokens:.1%}) are UNK, "
-            f"more than --max_unk {max_unk:.1%}. {unk_advice(sidecars[0].build['name'])}"
+            f"more than --max_unk {max_unk:.1%}. "
+            f"{unk_advice(sidecars[0].build['name'], 'build into a new folder')}"
         )
 
 
-def unk_advice(name: str) -> str:
+def unk_advice(name: str, and_then: str) -> str:
     """What to do about too many UNK tokens in the data set `name`.
 
     Only a training set may get a new tokenizer: a validation set packed with its own would hold ids
     that mean other words to the model.
+
+    Args:
+        and_then: what to do with the new tokenizer.
     """
     keep = "keep the tokenizer of the training set and raise --max_unk"
     if not name.startswith("train"):
         return (
             f"This is the set {name!r}: {keep}. If it is a training set, make a tokenizer from "
-            "these captions (python -m shards tokenizer) and build into a new folder"
+            f"these captions (python -m shards tokenizer) and {and_then}"
         )
     return (
         "If this is the training set, make a tokenizer from these captions (python -m shards "
-        "tokenizer), with a lower --min_count or --kind bpe, and build into a new folder. If it is "
-        f"a validation or test set, {keep}"
+        f"tokenizer), with a lower --min_count or --kind bpe, and {and_then}. If it is a "
+        f"validation or test set, {keep}"
     )
 
 

@@ -61,7 +61,7 @@ class EnsembleDecoder:
         """
         log_probs = []
         for decoder, member_states in zip(self._decoders, states, strict=True):
-            scores = decoder.to_words(member_states).float()
+            scores: torch.Tensor = decoder.to_words(member_states).float()
             scores[:, PAD : BOS + 1] = -torch.inf
             log_probs.append(scores.log_softmax(dim=1))
         if len(log_probs) == 1:

@@ -107,14 +107,12 @@ def test_noise_depends_on_seed_image_caption_and_step_alone() -> None:
     assert not torch.equal(keyed_noise(4, ["a"], 2, 5)[0], noise[1, :2, :5])
     assert len(noise.unique()) == noise.numel()
     # The first numbers are fixed: changing them changes the captions of every user.
-    assert [round(value, 6) for value in keyed_noise(0, [139], 1, 3).flatten().tolist()] == FIRST
+    first = [round(value, 6) for value in keyed_noise(0, [139], 1, 3).flatten().tolist()]
+    assert first == [0.78586, 0.51147, 0.658273]
     many = keyed_noise(0, range(1000), 1, 10)
     assert 0 <= float(many.min()) < 0.01
     assert 0.99 < float(many.max()) < 1
     assert abs(float(many.mean()) - 0.5) < 0.01
-
-
-FIRST = [0.0, 0.0, 0.0]
 
 
 def drawn(

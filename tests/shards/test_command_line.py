@@ -157,6 +157,8 @@ def test_only_a_training_set_may_get_a_new_tokenizer(
     else:
         assert keep < make or make < 0
         assert "If it is a training set, make" in line
+    assert "and build with it" in line  # no folder was made yet
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------------------------------- finalize

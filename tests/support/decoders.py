@@ -72,7 +72,7 @@ def allowed(constraints: Constraints, tokens: list[int], vocab_size: int) -> lis
 
     def repeats(caption: list[int], n: int) -> bool:
         ngrams = [tuple(caption[i : i + n]) for i in range(len(caption) - n + 1)]
-        return n > 0 and len(set(ngrams)) < len(ngrams)
+        return n > 0 and ngrams[-1:] != [] and ngrams[-1] in ngrams[:-1]
 
     def good(token: int) -> bool:
         if token == EOS:
