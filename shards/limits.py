@@ -100,11 +100,19 @@ def check_rejected(folder: Path, sidecars: Sequence[Sidecar], max_rejected: floa
         if rejected > max_rejected * total:
             raise ValueError(
                 f"{folder}: {rejected:,} of {total:,} {what} ({rejected / total:.1%}) were "
-                f"rejected, more than --max_rejected {max_rejected:.1%}: {_reasons(entries)}. "
+                f"rejected, more than --max_rejected {max_rejected:.1%}: {_reasons(entries)}."
+                f"{_where_looked(entries)} "
                 f"{folder / QUARANTINE} names each. The same build tries missing and unreadable "
                 "files again; if you repaired other files, build into a new folder; to accept the "
                 "loss, raise --max_rejected"
             )
+
+
+def _where_looked(entries: Sequence[dict[str, Any]]) -> str:
+    """What to check if files are missing: most often --images names the folder above or below."""
+    if any(entry["reason"] == "missing file" for entry in entries):
+        return " File names are relative to the folder that --images names."
+    return ""
 
 
 def _reasons(entries: Sequence[dict[str, Any]]) -> str:

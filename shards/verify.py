@@ -13,11 +13,19 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from shards.finalize import describe, quarantine_lines, read_sidecars
+from shards.finalize import describe, quarantine_lines
 from shards.format.index import Index, index_columns, read_index
 from shards.format.manifest import Manifest, ShardEntry, read_manifest
-from shards.format.names import INDEX, MANIFEST, QUARANTINE, TOKENIZER, image_id_of
-from shards.format.sidecar import Sidecar, sidecar_path
+from shards.format.names import (
+    INDEX,
+    MANIFEST,
+    QUARANTINE,
+    TOKENIZER,
+    image_id_of,
+    shard_file,
+    shard_tars,
+)
+from shards.format.sidecar import Sidecar, read_sidecar, sidecar_path
 from shards.images import RejectedImageError, decode_rgb
 from shards.index_tars import index_tars, is_foreign, unlisted_tars
 from shards.messages import counted
@@ -47,8 +55,14 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
     sidecars: list[Sidecar] = []
     rows = list(pairwise(index.shard_starts.tolist()))
     numbers = {shard.file: number for number, shard in enumerate(manifest.shards)}
-    found = index_tars(folder, folder / TOKENIZER) if foreign else read_sidecars(folder)
+    tokenizer_path = folder / TOKENIZER
+    all_readable = True
+    found = index_tars(folder, tokenizer_path) if foreign else _sidecars(folder)
     for sidecar in found:
+        if isinstance(sidecar, str):  # the shard cannot be checked any further
+            all_readable = False
+            yield 0, [sidecar]
+            continue
         faults = list(_sidecar_faults(folder / sidecar.shard, sidecar))
         # Our tars are numbered. A tar made by others is found by name: one may be missing or new.
         number = numbers.get(sidecar.shard, len(rows)) if foreign else sidecar.number
@@ -58,7 +72,49 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
             faults += _shard_faults(folder / sidecar.shard, sidecar, tokenizer)
         yield len(sidecar.members), faults
         sidecars.append(replace(sidecar, members=()))
-    yield 0, list(_folder_faults(folder, manifest, sidecars, index))
+    if all_readable:
+        yield 0, list(_folder_faults(folder, manifest, sidecars, index))
+
+
+def _sidecars(folder: Path) -> Iterator[Sidecar | str]:
+    """The sidecar of each shard, or the fault because of which the shard cannot be checked.
+
+    Raises:
+        ValueError: there is no shard.
+    """
+    first: Sidecar | None = None
+    missing: set[int] = set()
+    for path in map(sidecar_path, shard_tars(folder)):
+        try:
+            sidecar = read_sidecar(path)
+        except FileNotFoundError:
+            yield f"{path.name}: is missing"
+            continue
+        except ValueError as error:
+            yield f"{path.name}: {str(error).removeprefix(f'{path}: ')}"
+            continue
+        if first is None:
+            first = sidecar
+            missing = set(range(first.num_shards))
+        number, name = sidecar.number, sidecar.build["name"]
+        if (
+            sidecar.shard != shard_file(name, number)
+            or sidecar_path(folder / sidecar.shard) != path
+        ):
+            yield f"{path.name}: belongs to {sidecar.shard}, shard {number} of {name!r}"
+        elif (sidecar.build, sidecar.num_shards) != (first.build, first.num_shards):
+            yield f"{path.name}: belongs to another build than {first.shard}"
+        else:
+            missing.discard(number)
+            yield sidecar
+    if first is None:
+        if not shard_tars(folder):
+            raise ValueError(f"{folder}: holds no shard")
+        return
+    for number in sorted(missing):
+        tar = folder / shard_file(first.build["name"], number)
+        if not persistently(tar, tar.exists):
+            yield f"{tar.name}: is missing"
 
 
 def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -33,7 +33,9 @@ def read_settings(path: Path, sections: Collection[str]) -> list[GivenSetting]:
         return [] if root is None else list(_settings(loader, root, path, sections, ""))
     except OSError as error:
         reason = "is a folder; name a YAML file" if path.is_dir() else error.strerror
-        raise ValueError(f"{path}: {reason}") from None
+        beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml")))
+        hint = f"; {path.parent} holds {beside}" if beside else ""
+        raise ValueError(f"{path}: {reason}{hint}") from None
     except yaml.MarkedYAMLError as error:
         line = _line(path, error.problem_mark) if error.problem_mark else f"{path}: "
         raise ValueError(f"{line}the YAML is broken: {error.problem or error.context}") from None

@@ -19,7 +19,10 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = parse_json(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+        raise ValueError(
+            f"{path}: not JSON ({error}); captions come from COCO or Karpathy JSON or a table "
+            "whose name ends in .csv, .tsv or .jsonl"
+        ) from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object at the top level")
     return value

@@ -146,7 +146,9 @@ def test_a_mistake_in_a_file_is_one_line_that_names_file_and_line(
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/nowhere.yaml: No such file"):
+    (tmp_path / "recipe.yaml").touch()
+    told = rf"^{tmp_path}/nowhere.yaml: No such file.*; {tmp_path} holds recipe.yaml$"
+    with pytest.raises(ValueError, match=told):
         parse_config(["--config", str(tmp_path / "nowhere.yaml")])
     with pytest.raises(ValueError, match=rf"^{tmp_path}: is a folder; name a YAML file"):
         parse_config(["--config", str(tmp_path)])

@@ -326,17 +326,38 @@ def test_verify_names_an_index_of_fewer_shards(scenes: Scenes, tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
+def test_verify_goes_on_after_a_shard_that_cannot_be_checked(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    out = tmp_path / "train"
+    shutil.copytree(scenes.train, out)
+    (out / "train-000001.tar").unlink()
+    (out / "train-000001.json").unlink()
+    (out / "train-000002.json").write_text("x")
+    (out / "train-000003.json").unlink()
+    damaged = bytearray((out / "train-000005.tar").read_bytes())
+    damaged[600] ^= 1
+    (out / "train-000005.tar").write_bytes(damaged)
+    faults = faults_of(out)
+    assert [fault.split(": ")[0] for fault in faults if ".json" in fault] == [
+        "train-000002.json", "train-000003.json",
+    ]  # fmt: skip
+    assert "train-000001.tar: is missing" in faults
+    assert any(fault.startswith("train-000005") for fault in faults)
+
+
 def test_a_sidecar_of_another_format_version_is_refused(scenes: Scenes, tmp_path: Path) -> None:
     out = tmp_path / "train"
     shutil.copytree(scenes.train, out)
     sidecar = out / "train-000002.json"
     sidecar.write_text(sidecar.read_text().replace('"format_version":2', '"format_version":3'))
     options = ("--resize_short", 48)
-    for command in (("verify", out), build_command(scenes.data, scenes, out, *options)):
-        done = run_shards(*command)
-        assert done.returncode == 2
-        assert f"{sidecar}: has format version 3, not 2" in done.stderr
-        assert "Traceback" not in done.stderr
+    done = run_shards(*build_command(scenes.data, scenes, out, *options))
+    assert done.returncode == 2
+    assert f"{sidecar}: has format version 3, not 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    (fault,) = faults_of(out)
+    assert fault.startswith(f"{sidecar.name}: has format version 3, not 2")
 
 
 def test_a_tokenizer_is_written_whole_or_not_at_all(scenes: Scenes, tmp_path: Path) -> None:
@@ -428,3 +449,4 @@ def test_too_much_quarantine_says_why(scenes: Scenes, tmp_path: Path) -> None:
                       "--tokenizer", scenes.tokenizer, "--out", tmp_path)  # fmt: skip
     assert done.returncode == 2
     assert "missing file: 63, such as 0000000000" in done.stderr
+    assert "File names are relative to the folder that --images names" in done.stderr
