@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -97,27 +98,21 @@ def prepare(config: Config, world: World) -> Run:
     )
     run_dir = Path(config.run_dir)
     _make_run_dir(run_dir)
-    lock = lock_run_dir(run_dir) if world.is_main else None
-    if world.is_main:
-        _name_unlisted_tars(train_shards, val_shards)
-    manifest = train_shards.manifest
-    identity = RunIdentity.of(config, manifest.digest, manifest.tokenizer_sha256, ALGORITHM)
-    resume = find_resume_point(run_dir / "checkpoints", config.train.resume)
-    scores = Scores()
-    if resume.checkpoint:
-        check_continues(resume.checkpoint, identity, batch_size, num_slots, num_steps)
-        scores = load_scores(run_dir / "checkpoints", step_of(resume.checkpoint))
-        if val_shards:
-            digest = val_shards.manifest.digest
-            generation = describe(config.generation)
-            check_scores(resume.checkpoint, scores, val_shards.location, digest, generation)
-    torch.manual_seed(config.seed)
-    vocab_size = train_shards.tokenizer.get_vocab_size()
-    captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
-    _try_encoder(captioner, config)
-    for shards in (train_shards, val_shards):
-        if shards:
-            check_features(shards, captioner, config.data.image_size, "this run")
+    with ExitStack() as on_error:
+        lock = lock_run_dir(run_dir) if world.is_main else None
+        if lock:
+            on_error.callback(lock.close)
+        if world.is_main:
+            _name_unlisted_tars(train_shards, val_shards)
+        manifest = train_shards.manifest
+        identity = RunIdentity.of(config, manifest.digest, manifest.tokenizer_sha256, ALGORITHM)
+        resume = find_resume_point(run_dir / "checkpoints", config.train.resume)
+        scores = Scores()
+        if resume.checkpoint:
+            check_continues(resume.checkpoint, identity, batch_size, num_slots, num_steps)
+            scores = _scores_so_far(config, resume.checkpoint, val_shards)
+        captioner = _make_captioner(config, train_shards, val_shards, resume)
+        on_error.pop_all()  # the run keeps the lock
     return Run(
         config=config,
         world=world,
@@ -133,6 +128,29 @@ def prepare(config: Config, world: World) -> Run:
         num_steps=num_steps,
         schedule=schedule,
     )
+
+
+def _scores_so_far(config: Config, checkpoint: Path, val_shards: ShardFolder | None) -> Scores:
+    """The scores of the run, which must compare with those to come."""
+    scores = load_scores(checkpoint.parent, step_of(checkpoint))
+    if val_shards:
+        digest, generation = val_shards.manifest.digest, describe(config.generation)
+        check_scores(checkpoint, scores, val_shards.location, digest, generation)
+    return scores
+
+
+def _make_captioner(
+    config: Config, train_shards: ShardFolder, val_shards: ShardFolder | None, resume: ResumePoint
+) -> Captioner:
+    """The captioner with its weights of the beginning, tried on the images or features."""
+    torch.manual_seed(config.seed)
+    vocab_size = train_shards.tokenizer.get_vocab_size()
+    captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
+    _try_encoder(captioner, config)
+    for shards in (train_shards, val_shards):
+        if shards:
+            check_features(shards, captioner, config.data.image_size, "this run")
+    return captioner
 
 
 def _open_shards(

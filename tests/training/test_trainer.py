@@ -1,5 +1,6 @@
 """Training as users start it: real processes, real signals, real exit codes."""
 
+import io
 import itertools
 import json
 import shutil
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,16 @@ import torch
 from safetensors.torch import load_file
 from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes, build_shards, run_shards
-from support.training import epochs, read_sample_log, train, train_command
+from support.training import epochs, read_sample_log, tiny_settings, train, train_command
 
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint.best import Scores, load_scores, save_scores
 from pipeline.checkpoint.folder import list_checkpoints
+from pipeline.config.parser import parse_config
+from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.preemption import STOPPED
+from pipeline.runtime.world import World
+from pipeline.training.inputs import prepare
 
 NUM_IMAGES = 63
 
@@ -114,7 +121,7 @@ def test_a_run_that_ended_with_an_incomplete_batch_is_not_extended(
     settings = ("--data.train", scenes.train, "--run_dir", tmp_path / "run")
     assert train(1, *settings, "--train.epochs", 1).returncode == 0
     assert train(1, *settings, "--train.epochs", 1).returncode == 0  # finished: nothing to do
-    one_line(train(1, *settings, "--train.epochs", 2), "incomplete batch", "train.epochs")
+    refused((*settings, "--train.epochs", 2), "incomplete batch", "train.epochs")
 
 
 def test_a_run_evaluates_keeps_the_best_and_captions_images(scenes: Scenes, tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_a_run_evaluates_keeps_the_best_and_captions_images(scenes: Scenes, tmp_
 
     without = [*settings[:2], *settings[4:6], "--train.steps", 7]  # no data.val for a while
     assert train(1, *without).returncode == 0
-    one_line(train(1, *settings, "--data.val", scenes.train, "--train.steps", 7), "data.val",
+    refused((*settings, "--data.val", scenes.train, "--train.steps", 7), "data.val",
              "scores.json")  # fmt: skip
 
     # One image at a time: in other batches rounding differs, and may tip a near tie.
@@ -188,7 +195,7 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
     expected = {name: weight.clone() for name, weight in mapped.items()}  # the file is cut now
 
     (found[3] / "model.safetensors").write_bytes(b"")
-    one_line(train(1, *settings), "step-00000004", "model.safetensors", "step-00000003",
+    refused(settings, "step-00000004", "model.safetensors", "step-00000003",
              "train.resume previous")  # fmt: skip
     (found[2] / "files.json").unlink()
     done = train(2, *settings, "--train.resume", "previous")
@@ -211,7 +218,7 @@ def test_a_damaged_newest_commit_is_passed_over_when_asked(scenes: Scenes, tmp_p
 
     for path in found:
         (path / "state.json").unlink()
-    one_line(train(1, *settings, "--train.resume", "previous"), "step-00000001", "run_dir")
+    refused((*settings, "--train.resume", "previous"), "step-00000001", "run_dir")
 
 
 # -------------------------------------------------------------------------- what a user gets wrong
@@ -225,21 +232,30 @@ def one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in lines[0]
 
 
+def refused(settings: Sequence[object], *parts: str) -> None:
+    """The run does not start, for a reason with these parts. In this process, to save time."""
+    stderr = io.StringIO()
+    with pytest.raises(SystemExit) as ended, redirect_stderr(stderr), usage_errors("train"):
+        prepare(parse_config(tiny_settings(*settings)), World())
+    code = ended.value.code
+    one_line(subprocess.CompletedProcess("", int(code or 0), stderr=stderr.getvalue()), *parts)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_unknown_setting_is_one_line(scenes: Scenes, tmp_path: Path, processes: int) -> None:
     done = train(processes, "--data.train", scenes.train, "--optim.learning_rate", 1)
     one_line(done, "train:", "optim.learning_rate")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_missing_folder_is_one_line(tmp_path: Path, processes: int) -> None:
-    done = train(processes, "--data.train", tmp_path / "nowhere", "--run_dir", tmp_path / "run")
-    one_line(done, "nowhere", "no such shard folder")
+def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    settings = ("--data.train", tmp_path / "nowhere", "--run_dir", tmp_path / "run")
+    refused(settings, "nowhere", "no such shard folder")
+    one_line(train(2, *settings), "nowhere", "no such shard folder")
 
 
 def test_a_warm_up_too_long_for_the_run_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     settings = ("--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 6)
-    one_line(train(1, *settings, "--optim.warmup_epochs", 0.5), "optim.warmup_epochs", "3 steps",
+    refused((*settings, "--optim.warmup_epochs", 0.5), "optim.warmup_epochs", "3 steps",
              "more than a third", "0.317 or less")  # fmt: skip
     assert not (tmp_path / "run").exists()
     assert train(1, *settings, "--optim.warmup_epochs", 0.317).returncode == 0
@@ -256,20 +272,20 @@ def test_an_empty_split_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     build_shards(data, "val", scenes.tokenizer, empty, "--max_rejected", 1)
     settings = ("--data.train", scenes.train, "--data.val", empty, "--run_dir", tmp_path / "run")
-    one_line(train(1, *settings), str(empty), "empty")
-    one_line(train(1, "--data.train", empty, "--run_dir", tmp_path / "run"), str(empty), "empty")
+    refused(settings, str(empty), "empty")
+    refused(("--data.train", empty, "--run_dir", tmp_path / "run"), str(empty), "empty")
 
 
 def test_a_run_folder_that_cannot_be_one_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "file")
-    one_line(done, "run_dir", "file", "File exists")
+    folder = ("--data.train", scenes.train, "--run_dir", tmp_path / "file")
+    refused(folder, "run_dir", "file", "File exists")
     damaged = tmp_path / "run" / "checkpoints"
     done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 1)
     assert done.returncode == 0, done.stderr
     (damaged / "scores.json").write_text("{")
-    done = train(1, "--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 1)
-    one_line(done, "scores.json", "delete the file to continue")
+    settings = ("--data.train", scenes.train, "--run_dir", tmp_path / "run", "--train.steps", 1)
+    refused(settings, "scores.json", "delete the file to continue")
 
 
 def test_a_damaged_index_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
@@ -279,13 +295,11 @@ def test_a_damaged_index_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
     data = bytearray((folder / "index.npz").read_bytes())
     data[data.index(b"000000000")] ^= 1
     (folder / "index.npz").write_bytes(data)
-    one_line(
-        train(1, "--data.train", folder, "--run_dir", tmp_path / "run"), "index.npz", "damaged"
-    )
+    refused(("--data.train", folder, "--run_dir", tmp_path / "run"), "index.npz", "damaged")
 
 
 def test_a_run_folder_behind_a_url_is_one_line(scenes: Scenes) -> None:
-    one_line(train(1, "--data.train", scenes.train, "--run_dir", "s3://bucket/run"), "run_dir")
+    refused(("--data.train", scenes.train, "--run_dir", "s3://bucket/run"), "run_dir")
 
 
 def test_another_tokenizer_or_another_run_is_one_line(scenes: Scenes, tmp_path: Path) -> None:
@@ -297,13 +311,13 @@ def test_another_tokenizer_or_another_run_is_one_line(scenes: Scenes, tmp_path: 
     build_shards(scenes.data, "val", other, foreign, "--resize-short", 48)
     run = tmp_path / "run"
     settings = ("--data.train", scenes.train, "--run_dir", run, "--train.steps", 2)
-    one_line(train(1, *settings, "--data.val", foreign), str(foreign), "tokenizer")
+    refused((*settings, "--data.val", foreign), str(foreign), "tokenizer")
     assert train(1, *settings).returncode == 0
-    one_line(train(1, "--data.train", foreign, "--run_dir", run), "tokenizer", str(run))
-    one_line(train(1, *settings, "--seed", 1), "seed", str(run))
-    one_line(train(1, *settings, "--model.dim", 8), "model.dim", "(16, now 8)", str(run))
-    one_line(train(1, *settings, "--train.steps", 1), "train.steps", str(run))
-    one_line(train(1, *settings, "--train.resume", "never"), "run_dir", str(run))
+    refused(("--data.train", foreign, "--run_dir", run), "tokenizer", str(run))
+    refused((*settings, "--seed", 1), "seed", str(run))
+    refused((*settings, "--model.dim", 8), "model.dim", "(16, now 8)", str(run))
+    refused((*settings, "--train.steps", 1), "train.steps", str(run))
+    refused((*settings, "--train.resume", "never"), "run_dir", str(run))
 
     command = [sys.executable, "-m", "pipeline.evaluate", "--checkpoint", run / "checkpoints/best",
                "--shards", foreign, "--out", tmp_path / "r.json"]  # fmt: skip
@@ -312,4 +326,4 @@ def test_another_tokenizer_or_another_run_is_one_line(scenes: Scenes, tmp_path: 
 
     weights = newest(run) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    one_line(train(1, *settings), "damaged checkpoint", "model.safetensors")
+    refused(settings, "damaged checkpoint", "model.safetensors")
