@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
 from support.training import train
+
+from pipeline.caption import main
 
 LAUNCH = ["-m", "launch", "--config_file", "launch/cpu.yaml"]
 
@@ -261,16 +264,32 @@ def test_captions_of_two_checkpoints_or_image_sets_do_not_mix(
     assert out.read_text() == "mine\n"
 
 
-def test_unusable_input_ends_with_one_line(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    one_line(caption(checkpoint), "no images")
-    one_line(caption(checkpoint, photos / "gone.jpg"), "gone.jpg", "no such file")
-    one_line(caption(checkpoint, f"{photos}/*.gif"), "*.gif", "no image")
+def test_unusable_input_ends_with_one_line(
+    checkpoint: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(folder: Path, arguments: Sequence[object], *parts: str) -> None:
+        argv = ["caption", "--checkpoint", str(folder), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code, stderr = int(ended.value.code or 0), capsys.readouterr().err
+        one_line(subprocess.CompletedProcess(argv, code, "", stderr), *parts)
+
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest keeps its own Ctrl-C
     (tmp_path / "empty").mkdir()
-    one_line(caption(checkpoint, tmp_path / "empty"), "empty", "no image in this folder")
-    one_line(caption(checkpoint, photos, "--out", "c.xml"), "--out", ".json, .csv, .jsonl")
-    one_line(caption(checkpoint, photos, "--out", "c.csv", "--txt"), "not allowed with")
-    one_line(caption(tmp_path, photos), "not a checkpoint")
-    one_line(caption(checkpoint, photos, "--top_k", 3), "--top_k: is for --method sample")
+    refused(checkpoint, (), "no images")
+    refused(checkpoint, (photos / "gone.jpg",), "gone.jpg", "no such file")
+    refused(checkpoint, (f"{photos}/*.gif",), "*.gif", "no image")
+    refused(checkpoint, (tmp_path / "empty",), "empty", "no image in this folder")
+    refused(checkpoint, (photos, "--out", "c.xml"), "--out", ".json, .csv, .jsonl")
+    refused(checkpoint, (photos, "--out", "c.csv", "--txt"), "not allowed with")
+    refused(tmp_path, (photos,), "not a checkpoint")
+    refused(checkpoint, (photos, "--top_k", 3), "--top_k: is for --method sample")
+    one_line(caption(checkpoint, photos / "gone.jpg"), "gone.jpg", "no such file")
 
 
 def test_several_captions_of_an_image(

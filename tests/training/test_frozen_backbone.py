@@ -14,9 +14,16 @@ FROZEN_STEPS, STEPS = 3, 6
 BACKBONE = "encoder.backbone.network."
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("processes", "resumed_from"),
+    [
+        (1, FROZEN_STEPS - 1),
+        (2, FROZEN_STEPS),
+        *(pytest.param(2, step, marks=pytest.mark.slow) for step in (1, STEPS - 1)),
+    ],
+)
 def test_it_stays_as_it_was_and_resuming_does_not_change_when_it_is_trained(
-    scenes: Scenes, tmp_path: Path, processes: int
+    scenes: Scenes, tmp_path: Path, processes: int, resumed_from: int
 ) -> None:
     path = tmp_path / "weights.pth"
     source = shufflenet_v2_x0_5().state_dict()
@@ -44,19 +51,17 @@ def test_it_stays_as_it_was_and_resuming_does_not_change_when_it_is_trained(
         assert len(kept) > 200
         assert all(kept) if step <= FROZEN_STEPS else not any(kept), step
 
-    for resumed_from in (1, FROZEN_STEPS, STEPS - 1) if processes == 2 else (FROZEN_STEPS - 1,):
-        run = f"from-{resumed_from}"
-        shutil.copytree(files("whole", resumed_from), files(run, resumed_from))
-        done = train(processes, *settings, "--run_dir", tmp_path / run)
-        assert done.returncode == 0, done.stderr
-        assert f"from step {resumed_from}" in done.stdout
-        expected, found = (
-            load_file(files(name, STEPS) / "model.safetensors") for name in ("whole", run)
-        )
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-        moments, same = (
-            torch.load(files(name, STEPS) / "optimizer.pt", weights_only=True)["optimizer"]["state"]
-            for name in ("whole", run)
-        )
-        assert moments.keys() == same.keys()
-        assert all(torch.equal(moments[i]["exp_avg"], same[i]["exp_avg"]) for i in moments)
+    shutil.copytree(files("whole", resumed_from), files("resumed", resumed_from))
+    done = train(processes, *settings, "--run_dir", tmp_path / "resumed")
+    assert done.returncode == 0, done.stderr
+    assert f"from step {resumed_from}" in done.stdout
+    expected, found = (
+        load_file(files(name, STEPS) / "model.safetensors") for name in ("whole", "resumed")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    moments, same = (
+        torch.load(files(name, STEPS) / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+        for name in ("whole", "resumed")
+    )
+    assert moments.keys() == same.keys()
+    assert all(torch.equal(moments[i]["exp_avg"], same[i]["exp_avg"]) for i in moments)
