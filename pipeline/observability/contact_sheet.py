@@ -37,23 +37,36 @@ def draw_sheet(images: Sequence[Captioned]) -> Image.Image:
         An RGB image.
     """
     columns = min(COLUMNS, max(len(images), 1))
-    rows = -(-len(images) // columns)
-    cell_w, cell_h = IMAGE_SIDE + MARGIN, IMAGE_SIDE + TEXT_LINES * LINE_HEIGHT + MARGIN
-    sheet = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
+    texts = [cell_lines(image.caption, image.reference) for image in images]
+    rows = [
+        range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)
+    ]
+    heights = [IMAGE_SIDE + max(len(texts[n]) for n in row) * LINE_HEIGHT + MARGIN for row in rows]
+    cell_w = IMAGE_SIDE + MARGIN
+    sheet = Image.new("RGB", (columns * cell_w + MARGIN, sum(heights) + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, image in enumerate(images):
-        left = MARGIN + number % columns * cell_w
-        top = MARGIN + number // columns * cell_h
-        thumbnail = Image.fromarray(image.pixels).resize(
-            (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS
-        )
-        sheet.paste(thumbnail, (left, top))
-        draw.rectangle((left, top, left + IMAGE_SIDE - 1, top + IMAGE_SIDE - 1), outline=GREY)
-        baseline = top + IMAGE_SIDE + LINE_HEIGHT
-        for line, style, colour in cell_lines(image.caption, image.reference):
-            draw_line(draw, (left, baseline), line, style, colour)
-            baseline += LINE_HEIGHT
+    top = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, number in enumerate(row):
+            left = MARGIN + column * cell_w
+            _draw_cell(sheet, draw, (left, top), images[number].pixels, texts[number])
+        top += height
     return sheet
+
+
+def _draw_cell(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    pixels: np.ndarray,
+    lines: list[tuple[str, Style, tuple[int, int, int]]],
+) -> None:
+    left, top = corner
+    thumbnail = Image.fromarray(pixels).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    sheet.paste(thumbnail, corner)
+    draw.rectangle((left, top, left + IMAGE_SIDE - 1, top + IMAGE_SIDE - 1), outline=GREY)
+    for number, (line, style, colour) in enumerate(lines, 1):
+        draw_line(draw, (left, top + IMAGE_SIDE + number * LINE_HEIGHT), line, style, colour)
 
 
 def cell_lines(caption: str, reference: str) -> list[tuple[str, Style, tuple[int, int, int]]]:

@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.checkpoint.background_writer import BackgroundWriter
-from pipeline.checkpoint.commit import RunRecord
+from pipeline.checkpoint.commit import CONFIG, RunRecord
 from pipeline.checkpoint.state import TrainState
+from pipeline.config.changes import changed_settings
 from pipeline.config.parser import dump_config
 from pipeline.data.batch import Batch, ImageId, check_bad
 from pipeline.data.dataset import TrainDataset
@@ -94,6 +95,9 @@ class Trainer:
             )
             parts.callback(self.monitor.close)
             self.monitor.say(first_line(accelerator, run, self.restored))
+            if checkpoint := run.resume.checkpoint:
+                for change in changed_settings(checkpoint / CONFIG, self.config):
+                    self.monitor.say(f"changed since the checkpoint: {change}")
             self.writer = parts.enter_context(self._make_writer())
             self.validator = Validator(run, accelerator, watchdog, stop, self.monitor)
             self.sample_log = SampleLog(self.config.monitor.sample_log, self.world.rank)

@@ -48,5 +48,12 @@ def test_nothing_is_drawn_between_the_cells() -> None:
     assert (text < 100).any()
 
 
+def test_rows_are_as_high_as_their_longest_text() -> None:
+    long, short = Captioned(IMAGE, LONG), Captioned(IMAGE, "a dog")
+    height = IMAGE_SIDE + MARGIN
+    sheet = draw_sheet([short] * 4 + [long] + [short] * 4)
+    assert sheet.height == 3 * height + (1 + TEXT_LINES + 1) * LINE_HEIGHT + MARGIN
+
+
 def test_a_sheet_of_nothing_is_an_empty_page() -> None:
     assert (np.asarray(draw_sheet([])) == 255).all()

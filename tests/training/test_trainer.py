@@ -150,7 +150,9 @@ def test_a_run_evaluates_and_keeps_the_best(scenes: Scenes, tmp_path: Path) -> N
     checkpoint.check_checkpoint(best)
 
     without = [*settings[:2], *settings[4:6], "--train.steps", 7]  # no data.val for a while
-    assert train(1, *without).returncode == 0
+    done = train(1, *without)
+    assert done.returncode == 0
+    assert "changed since the checkpoint: train.steps: 6, now 7" in done.stdout
     refused((*settings, "--data.val", scenes.train, "--train.steps", 7), "data.val",
              "scores.json")  # fmt: skip
 
