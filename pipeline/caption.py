@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pipeline.generation.options import add_generation_options
+from pipeline.generation.options import add_checkpoint_option, add_generation_options
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World, read_world
 from shards.arguments import CommandParser
@@ -57,15 +57,7 @@ def _parser(prog: str) -> CommandParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        action="append",
-        required=True,
-        metavar="DIR",
-        help="folder of a checkpoint; several options make an ensemble, which averages the "
-        "probabilities of its members",
-    )
+    add_checkpoint_option(parser)
     parser.add_argument(
         "images",
         nargs="*",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.generation import GenerationConfig, describe, used_settings
-from pipeline.generation.options import add_generation_options, with_options
+from pipeline.generation.options import add_checkpoint_option, add_generation_options, with_options
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World, read_world
 from shards.arguments import CommandParser
@@ -48,15 +48,7 @@ def _parser(prog: str) -> CommandParser:
         description="Caption a data set with a checkpoint, write the captions to a file, and score "
         "them against the reference captions of the data set.",
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        action="append",
-        required=True,
-        metavar="DIR",
-        help="folder of a checkpoint; several options make an ensemble, which averages the "
-        "probabilities of its members",
-    )
+    add_checkpoint_option(parser)
     parser.add_argument("--shards", required=True, help="path or URL of the data set to caption")
     parser.add_argument(
         "--out", type=Path, required=True, help="file to write, in COCO's results format"

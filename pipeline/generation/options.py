@@ -1,4 +1,4 @@
-"""Options of commands that replace the generation settings of a checkpoint.
+"""Options of commands that caption: the checkpoints, and settings that replace theirs.
 
 No torch here: the options are declared before the command imports it.
 """
@@ -7,6 +7,7 @@ import argparse
 import inspect
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,19 @@ from pipeline.config.rules import check_config
 from pipeline.config.run import Config
 
 BOOLEANS = {"true": True, "false": False}
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --checkpoint, given several times for an ensemble."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of a checkpoint; several options make an ensemble, which averages the "
+        "probabilities of its members",
+    )
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
