@@ -95,6 +95,13 @@ def _parser(prog: str) -> CommandParser:
         type=Path,
         help="also draw the first 64 images with their captions, as .png or .jpg",
     )
+    parser.add_argument(
+        "--attention",
+        type=Path,
+        metavar="FILE.png",
+        help="also draw where the decoder looked for each token of the captions of the first 16 "
+        "images; for one checkpoint whose decoder has attention",
+    )
     add_generation_options(parser)
     return parser
 
@@ -105,6 +112,14 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
         raise ValueError("no images: give files, folders or patterns, or --from")
     if arguments.sheet and arguments.sheet.suffix.lower() not in (".png", ".jpg"):
         raise ValueError(f"--sheet: {arguments.sheet}: must end in .png or .jpg")
+    if arguments.attention and arguments.attention.suffix.lower() != ".png":
+        raise ValueError(f"--attention: {arguments.attention}: must end in .png")
+    if arguments.attention and arguments.attention == arguments.sheet:
+        raise ValueError(f"--attention: {arguments.attention}: is the file of --sheet as well")
+    if arguments.attention and len(arguments.checkpoint) > 1:
+        raise ValueError(
+            "--attention: several checkpoints look at different positions; give one --checkpoint"
+        )
     if arguments.out and ":/" in str(arguments.out):  # a path shortens :// to this
         raise ValueError(f"--out: {arguments.out}: must be a file on a file system")
     if arguments.out and arguments.out.suffix.lower() not in FORMATS:

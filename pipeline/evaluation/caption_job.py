@@ -5,11 +5,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from pipeline.distributed.process_group import join_processes
+from pipeline.evaluation.attended_images import attended_images, check_attends
 from pipeline.evaluation.caption_files import BATCH_SIZE, caption_images
 from pipeline.evaluation.caption_formats import (
     Destination,
@@ -23,6 +25,7 @@ from pipeline.evaluation.caption_parts import PartFiles, fingerprint
 from pipeline.evaluation.image_files import ImageList, read_image
 from pipeline.generation.options import with_options
 from pipeline.generation.trained import load_trained
+from pipeline.observability.attention_panels import draw_attention
 from pipeline.observability.contact_sheet import Captioned, draw_sheet
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World
@@ -30,30 +33,34 @@ from pipeline.runtime.world import World
 PROGRESS_EVERY_S = 0.5
 PROGRESS_EVERY_S_IN_LOGS = 30.0
 SHEET_IMAGES = 64
+ATTENTION_IMAGES = 16
 
 
 class CaptionJob:
     """Images, a checkpoint and where the captions go.
 
     Args:
-        arguments: of the command: `checkpoint`, `json`, `out`, `txt`, `sheet`, and the options of
-            generation.
+        arguments: of the command: `checkpoint`, `json`, `out`, `txt`, `sheet`, `attention`, and the
+            options of generation.
     Raises:
-        ValueError: the checkpoint is unusable, images share a name in the output, or an output
-            exists that belongs to another checkpoint or other images.
+        ValueError: the checkpoint is unusable, or has no attention to draw; images share a name in
+            the output, or an output exists that belongs to another checkpoint or other images.
     """
 
     def __init__(self, arguments: argparse.Namespace, images: ImageList, world: World) -> None:
         self._world = world
         self._images = images
         self._sheet: Path | None = arguments.sheet
+        self._attention: Path | None = arguments.attention
         trained = load_trained(*arguments.checkpoint)
+        if self._attention:
+            check_attends(trained)
         self._trained = replace(trained, config=with_options(trained.config, arguments))
         self._size = self._trained.config.data.image_size
         self._destination = self._open_destination(arguments)
 
     def _open_destination(self, arguments: argparse.Namespace) -> Destination:
-        keep = SHEET_IMAGES if arguments.sheet else 0
+        keep = SHEET_IMAGES if arguments.sheet else ATTENTION_IMAGES if arguments.attention else 0
         if arguments.txt:
             self._images.check_unique(text_path, "text file")
             return TextFiles(self._images)
@@ -83,6 +90,8 @@ class CaptionJob:
             said = self._destination.finish(num_unreadable)
             if self._sheet:
                 self._draw_sheet(self._sheet)
+            if self._attention:
+                self._draw_attention(self._attention, accelerator.device)
             if num_unreadable:
                 said += f"; {count(num_unreadable, 'image')} could not be read"
             tell(self._world, said)
@@ -126,6 +135,12 @@ class CaptionJob:
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(images).save(path)
+
+    def _draw_attention(self, path: Path, device: torch.device) -> None:
+        paths = [image for image, _ in self._destination.first(ATTENTION_IMAGES)]
+        attended = attended_images(self._trained, device, paths)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_attention(attended).save(path)
 
 
 def _check_same_images(accelerator: Accelerator, images: ImageList) -> None:

@@ -83,5 +83,6 @@ class Decoder(Protocol):
         Args:
             state: from `step`, for N captions.
         Returns:
-            (N, P) float: the weight of each position; None for a decoder that does not look.
+            (N, P) float: the weight of each position; None for a decoder that does not look. The
+            weights of a caption add up to 1. Where a sentinel has a share, they add up to the rest.
         """

@@ -18,6 +18,8 @@ CAPTION_LINES = 3  # at the most, where a reference caption needs the lines belo
 
 BLACK, GREY = (24, 24, 24), (120, 120, 120)
 
+TextLine = tuple[str, Style, tuple[int, int, int]]  # a clean text, its style and its colour
+
 
 @dataclass(frozen=True)
 class Captioned:
@@ -49,18 +51,24 @@ def draw_sheet(images: Sequence[Captioned]) -> Image.Image:
     for row, height in zip(rows, heights, strict=True):
         for column, number in enumerate(row):
             left = MARGIN + column * cell_w
-            _draw_cell(sheet, draw, (left, top), images[number].pixels, texts[number])
+            draw_cell(sheet, draw, (left, top), images[number].pixels, texts[number])
         top += height
     return sheet
 
 
-def _draw_cell(
+def draw_cell(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
     pixels: np.ndarray,
-    lines: list[tuple[str, Style, tuple[int, int, int]]],
+    lines: Sequence[TextLine],
 ) -> None:
+    """Draw an image and the lines below it.
+
+    Args:
+        corner: left and top of the image in the sheet.
+        pixels: (S, S, 3) uint8, resized to `IMAGE_SIDE`.
+    """
     left, top = corner
     thumbnail = Image.fromarray(pixels).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     sheet.paste(thumbnail, corner)
@@ -69,9 +77,9 @@ def _draw_cell(
         draw_line(draw, (left, top + IMAGE_SIDE + number * LINE_HEIGHT), line, style, colour)
 
 
-def cell_lines(caption: str, reference: str) -> list[tuple[str, Style, tuple[int, int, int]]]:
+def cell_lines(caption: str, reference: str) -> list[TextLine]:
     """The lines below one image from top to bottom, each with its style and colour."""
-    lines: list[tuple[str, Style, tuple[int, int, int]]] = []
+    lines: list[TextLine] = []
     for text, colour in ((clean(caption), BLACK), (clean(reference), GREY)):
         left = TEXT_LINES - len(lines)
         max_lines = min(left, CAPTION_LINES) if colour == BLACK and reference else left
