@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -22,14 +23,15 @@ from pipeline.observability.contact_sheet import (
 )
 from pipeline.observability.text import clean, draw_line, style_for, wrap
 
-PANELS = 7  # of a line, right of the image
-TEXT_LINES = 3  # below a panel: the token, the largest weight, the share of the sentinel
-LEGEND_LINES = 4  # at the most, where the sheet is narrow
+PANELS = 7  # at most, in a line right of the image
+GAP = LINE_HEIGHT  # pixels, below the panels of an image
+LEGEND_LINES = 6  # at most, where the sheet is narrow
 LEGEND = (
-    "The brightness of a position is its attention weight for the word below, divided by the "
-    "largest weight of the panel (max)."
+    "Attention weight of each position for the token below a panel: from 0 to the largest weight "
+    "of that panel (max)."
 )
-DARKEST = 0.15  # of the brightness of the image, where the weight is 0
+BAR_HEIGHT = 10  # pixels, of the colours in the legend
+IMAGE_SHARE = 0.5  # of the grey image in a panel; the rest is the colour of the weight
 NO_SENTINEL = 1e-3  # a share below this is rounding
 
 
@@ -51,38 +53,54 @@ def draw_attention(images: Sequence[Attended]) -> Image.Image:
     Returns:
         An RGB image.
     """
-    columns = min(PANELS, max((len(image.tokens) for image in images), default=0))
-    width = (columns + 1) * (IMAGE_SIDE + MARGIN) + MARGIN
-    style = style_for(LEGEND, FONT_SIZE)
-    legend = wrap(LEGEND, width - 2 * MARGIN, LEGEND_LINES, style)
-    rows = [_draw_row(image, width) for image in images]
-    top = 2 * MARGIN + len(legend) * LINE_HEIGHT
-    sheet = Image.new("RGB", (width, top + sum(row.height for row in rows)), "white")
-    for number, line in enumerate(legend, 1):
-        draw_line(ImageDraw.Draw(sheet), (MARGIN, number * LINE_HEIGHT), line, style, GREY)
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
+    longest = max((len(image.tokens) for image in images), default=1)
+    columns = min(PANELS, max(longest, 1))
+    parts = [_legend(columns), *(_draw_row(image, columns) for image in images)]
+    height = sum(part.height for part in parts)
+    sheet = Image.new("RGB", (_width(columns), height + MARGIN), "white")
+    top = MARGIN
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
     return sheet
 
 
-def _draw_row(image: Attended, width: int) -> Image.Image:
-    """One image and its panels, as wide as the sheet."""
-    cell_w, cell_h = IMAGE_SIDE + MARGIN, IMAGE_SIDE + TEXT_LINES * LINE_HEIGHT + MARGIN
-    columns = max((width - MARGIN) // cell_w - 1, 1)
-    num_lines = max(-(-len(image.tokens) // columns), 1)
-    row = Image.new("RGB", (width, num_lines * cell_h + MARGIN), "white")
-    draw = ImageDraw.Draw(row)
-    max_lines = TEXT_LINES + (num_lines - 1) * cell_h // LINE_HEIGHT
-    draw_cell(row, draw, (MARGIN, 0), image.pixels, _text(image.caption, BLACK, max_lines))
+def _width(columns: int) -> int:
+    """Of the image and so many panels, in pixels."""
+    return MARGIN + (columns + 1) * (IMAGE_SIDE + MARGIN)
+
+
+def _legend(columns: int) -> Image.Image:
+    """The colours below the images, and beside them what they mean."""
+    style = style_for(LEGEND, FONT_SIZE)
+    left = IMAGE_SIDE + 2 * MARGIN
+    lines = wrap(LEGEND, _width(columns) - MARGIN - left, LEGEND_LINES, style)
+    legend = Image.new("RGB", (_width(columns), len(lines) * LINE_HEIGHT + MARGIN), "white")
+    bar = _colours(np.linspace(0, 1, IMAGE_SIDE)[None].repeat(BAR_HEIGHT, axis=0))
+    legend.paste(Image.fromarray(bar), (MARGIN, (LINE_HEIGHT - BAR_HEIGHT) // 2))
+    for number, line in enumerate(lines):
+        baseline = number * LINE_HEIGHT + FONT_SIZE
+        draw_line(ImageDraw.Draw(legend), (left, baseline), line, style, GREY)
+    return legend
+
+
+def _draw_row(image: Attended, columns: int) -> Image.Image:
+    """One image and its panels."""
     shares = 1 - image.attention.sum(axis=1)
     has_sentinel = bool((shares > NO_SENTINEL).any())
+    cell_w = IMAGE_SIDE + MARGIN
+    cell_h = IMAGE_SIDE + (3 if has_sentinel else 2) * LINE_HEIGHT + MARGIN
+    height = max(-(-len(image.tokens) // columns), 1) * cell_h + GAP
+    row = Image.new("RGB", (_width(columns), height), "white")
+    draw = ImageDraw.Draw(row)
+    caption = _text(image.caption, BLACK, (height - IMAGE_SIDE - MARGIN) // LINE_HEIGHT)
+    draw_cell(row, draw, (MARGIN, 0), image.pixels, caption)
     panels = zip(image.tokens, image.attention, shares.tolist(), strict=True)
     for number, (token, weights, share) in enumerate(panels):
         corner = (MARGIN + (number % columns + 1) * cell_w, number // columns * cell_h)
-        lines = _text(token, BLACK, 1) + _text(f"max {weights.max():.2f}", GREY, 1)
+        lines = _text(token, BLACK, 1) + _text(f"max {weights.max():.3f}", GREY, 1)
         if has_sentinel:
-            lines += _text(f"sentinel {share:.2f}", GREY, 1)
+            lines += _text(f"sentinel {share:.3f}", GREY, 1)
         draw_cell(row, draw, corner, highlight(image.pixels, weights, IMAGE_SIDE), lines)
     return row
 
@@ -93,7 +111,7 @@ def _text(text: str, colour: tuple[int, int, int], max_lines: int) -> list[TextL
 
 
 def highlight(pixels: np.ndarray, weights: np.ndarray, side: int) -> np.ndarray:
-    """An image that is darker and greyer, the less weight a position has.
+    """A grey image under the colours of weights, brighter where a weight is larger.
 
     The weights are interpolated between the centres of the positions and scaled to the largest, so
     that panels with few and with many bright positions are both readable.
@@ -107,12 +125,16 @@ def highlight(pixels: np.ndarray, weights: np.ndarray, side: int) -> np.ndarray:
     """
     grid = math.isqrt(len(weights))
     assert grid * grid == len(weights)
-    size = (side, side)
-    shown = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-    coarse = Image.fromarray(weights.reshape(grid, grid).astype(np.float32))
-    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).clip(min=0)
-    light = (smooth / max(smooth.max(), 1e-12))[..., None]
+    shown = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
     grey = np.asarray(shown.convert("L"), np.float32)[..., None]
-    mixed = light * np.asarray(shown, np.float32) + (1 - light) * DARKEST * grey
-    rounded: np.ndarray = mixed.round().astype(np.uint8)
-    return rounded
+    coarse = Image.fromarray(weights.reshape(grid, grid).astype(np.float32))
+    smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)).clip(min=0)
+    colours = _colours(smooth / max(smooth.max(), np.finfo(np.float32).tiny))
+    mixed: np.ndarray = IMAGE_SHARE * grey + (1 - IMAGE_SHARE) * colours
+    return mixed.round().astype(np.uint8)
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1 as colours of even steps, black to yellow: (H, W) -> (H, W, 3) uint8."""
+    levels = (255 * values).round().astype(np.uint8)
+    return cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
