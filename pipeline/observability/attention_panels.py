@@ -25,10 +25,11 @@ from pipeline.observability.text import clean, draw_line, style_for, wrap
 
 PANELS = 7  # at most, in a line right of the image
 GAP = LINE_HEIGHT  # pixels, below the panels of an image
+LEAST_SCALE = 3  # times the mean: nearly equal weights are drawn as nearly equal, and not bright
 LEGEND_LINES = 6  # at most, where the sheet is narrow
 LEGEND = (
     "Attention weight of each position for the token below a panel: from 0 to the largest weight "
-    "of that panel (max)."
+    f"of that panel (max), or to {LEAST_SCALE} times the mean if max is less."
 )
 BAR_HEIGHT = 10  # pixels, of the colours in the legend
 IMAGE_SHARE = 0.5  # of the grey image in a panel; the rest is the colour of the weight
@@ -113,8 +114,8 @@ def _text(text: str, colour: tuple[int, int, int], max_lines: int) -> list[TextL
 def highlight(pixels: np.ndarray, weights: np.ndarray, side: int) -> np.ndarray:
     """A grey image under the colours of weights, brighter where a weight is larger.
 
-    The weights are interpolated between the centres of the positions and scaled to the largest, so
-    that panels with few and with many bright positions are both readable.
+    The weights are interpolated between the centres of the positions. The scale ends at the largest
+    weight, but at `LEAST_SCALE` times the mean if that is more.
 
     Args:
         pixels: (S, S, 3) uint8.
@@ -129,7 +130,8 @@ def highlight(pixels: np.ndarray, weights: np.ndarray, side: int) -> np.ndarray:
     grey = np.asarray(shown.convert("L"), np.float32)[..., None]
     coarse = Image.fromarray(weights.reshape(grid, grid).astype(np.float32))
     smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)).clip(min=0)
-    colours = _colours(smooth / max(smooth.max(), np.finfo(np.float32).tiny))
+    scale = max(smooth.max(), LEAST_SCALE * weights.mean(), np.finfo(np.float32).tiny)
+    colours = _colours(smooth / scale)
     mixed: np.ndarray = IMAGE_SHARE * grey + (1 - IMAGE_SHARE) * colours
     return mixed.round().astype(np.uint8)
 

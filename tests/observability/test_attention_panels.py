@@ -43,7 +43,18 @@ def test_a_panel_is_brightest_where_the_decoder_looked(
     assert np.array_equal(panel, highlight(pixels, looking_at(position, 16), 40))  # scaled
 
 
-def test_equal_weights_are_equally_bright_and_the_image_stays_visible() -> None:
+def test_nearly_equal_weights_do_not_look_like_a_focus() -> None:
+    equal, uneven = np.full(9, 1 / 9, np.float32), np.full(9, 0.11, np.float32)
+    uneven[4] = 0.12
+    panels = [luminance(highlight(IMAGE, weights, 30)) for weights in (equal, uneven)]
+    assert np.ptp(panels[0]) < 1
+    assert 1 < np.ptp(panels[1]) < 10
+    assert (
+        max(panel.max() for panel in panels) < luminance(highlight(IMAGE, looking_at(4), 30)).max()
+    )
+
+
+def test_the_image_stays_visible() -> None:
     halves = np.repeat(np.array([20, 230], np.uint8), 12)[None, :, None]
     panel = luminance(highlight(halves.repeat(24, 0).repeat(3, 2), np.full(4, 0.25, "f"), 24))
     assert np.ptp(panel[:, :8]) < 1
