@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.batch import BadSampleError
-from shards.format.features import feature_policy
 from pipeline.remote.cache import ShardCache
+from shards.format.features import feature_policy
 from shards.format.index import read_index
 from shards.format.manifest import read_manifest
 from shards.format.names import TOKENIZER

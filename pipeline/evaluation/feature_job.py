@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import keyed_bytes
-from shards.format.features import FeaturePolicy, pack_features
 from pipeline.data.transforms import center_crop, training_crop
 from pipeline.data.worker_processes import loader_options
 from pipeline.model.encoders.image_encoder import ImageEncoder
@@ -31,6 +30,7 @@ from pipeline.remote.prefetch import prefetch_shards
 from pipeline.runtime.world import World
 from shards.atomic import atomic_file
 from shards.finalize import close_data_set, read_sidecars
+from shards.format.features import FeaturePolicy, pack_features
 from shards.format.manifest import Manifest
 from shards.format.names import MANIFEST, TOKENIZER, shard_file, shard_tars
 from shards.format.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
@@ -40,7 +40,6 @@ from shards.jobs import leave_tokenizer
 from shards.retry import persistently
 from shards.storage import size_of
 from shards.tokenizer import UNK
-
 
 Sample = tuple[int, str, bytes, dict[str, Any]]  # shard, key, npy file, JSON
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from pipeline.config.run import Config
 from pipeline.data.reader import ShardFolder
-from shards.format.features import FeaturePolicy
 from pipeline.generation.ensemble import Ensemble
 from pipeline.model.captioner import Captioner
 from pipeline.model.encoders.image_encoder import ImageEncoder
+from shards.format.features import FeaturePolicy
 
 
 def weights_sha256(backbone: nn.Module) -> str:

@@ -79,7 +79,9 @@ def feature_policy(image_policy: dict[str, Any]) -> FeaturePolicy | None:
     """
     if image_policy.get("made_by") != MADE_BY:
         return None
-    parts = {n: tuple(v) if isinstance(v, list) else v for n, v in image_policy.items()}
+    parts: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in image_policy.items()
+    }
     try:
         return FeaturePolicy(**parts)
     except TypeError as error:
