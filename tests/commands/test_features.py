@@ -239,6 +239,24 @@ def test_views_are_keyed_crops_and_every_second_one_is_mirrored(
     assert chosen == {0, 1, 2}
 
 
+def test_tars_that_were_indexed_in_place_are_encoded_too(
+    scenes: Scenes, weights: Path, tmp_path: Path
+) -> None:
+    tars, out = tmp_path / "Their Tars", tmp_path / "out"
+    tars.mkdir()
+    shutil.copyfile(scenes.val / "val-000000.tar", tars / "Part 1.tar")
+    done = run_shards("index", tars, "--tokenizer", scenes.tokenizer)
+    assert done.returncode == 0, done.stderr
+    assert make(tars, weights, out) == 0
+    assert faults(out) == []
+    assert f"{len(ShardFolder(tars))} images" in show(out, 1)
+    theirs, ours = ShardFolder(tars), ShardFolder(out)
+    assert ours.manifest.order_digest == theirs.manifest.digest
+    for sample in range(len(theirs)):
+        key, _, meta = theirs.read(sample)
+        assert ours.read(sample)[::2] == (key, meta)
+
+
 # -------------------------------------------------------------------------------- show and verify
 
 
