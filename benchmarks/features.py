@@ -74,6 +74,9 @@ def main() -> None:
     arguments.steps = max(arguments.steps, WARM_UP + LOG_EVERY)
     facts = machine_facts()
     torch.set_num_threads(max(facts["cores"] - 1, 1))
+    # Loader workers would import this file, and wait for its imports in each repetition. Those of
+    # the command import pipeline/features.py, which imports next to nothing.
+    del sys.modules["__main__"].__file__
     start_worker_server()  # as the commands do
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

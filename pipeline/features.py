@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.parser import parse_config
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World, read_world
 from shards.arguments import CommandParser
@@ -105,6 +104,9 @@ def _read_encoder(
     Raises:
         ValueError: a wrong setting, or weights that are missing or do not fit.
     """
+    # Imported here, as the loader workers import this file too and need none of it.
+    from pipeline.config.parser import parse_config
+
     files = [text for file in arguments.config for text in ("--config", file)]
     if arguments.checkpoint:
         if files or settings:

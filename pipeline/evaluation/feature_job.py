@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pipeline.data.reader import ShardFolder
-from pipeline.data.sample_order import keyed_bytes
-from pipeline.data.transforms import center_crop, training_crop
+from pipeline.data.views import ViewBatch, ViewDataset
 from pipeline.data.worker_processes import loader_options
 from pipeline.model.encoders.image_encoder import ImageEncoder
 from pipeline.remote.prefetch import prefetch_shards
@@ -42,16 +41,6 @@ from shards.storage import size_of
 from shards.tokenizer import UNK
 
 Sample = tuple[int, str, bytes, dict[str, Any]]  # shard, key, npy file, JSON
-
-
-class SourceBatch(NamedTuple):
-    """Some samples of one shard."""
-
-    shard: int
-    pixels: torch.Tensor  # (B * V, S, S, 3) uint8
-    keys: list[str]
-    metas: list[dict[str, Any]]
-    error: Exception | None = None  # why it is not complete; raised by the process that encodes
 
 
 @dataclass(frozen=True)
@@ -175,7 +164,7 @@ def _another_data_set(job: FeatureJob) -> ValueError:
 
 def _batches(
     job: FeatureJob, shards: list[int], expected: list[int], prefetch: bool, device: torch.device
-) -> Iterator[SourceBatch]:
+) -> Iterator[ViewBatch]:
     """The samples of some shards, in order; no batch reaches into the next shard.
 
     Args:
@@ -188,8 +177,8 @@ def _batches(
         for shard in shards
         for first in range(starts[shard], starts[shard + 1], job.batch_size)
     ]
-    loader: DataLoader[SourceBatch] = DataLoader(
-        _SourceDataset(job.source, job.policy),
+    loader: DataLoader[ViewBatch] = DataLoader(
+        ViewDataset(job.source, job.policy),
         sampler=batches,
         batch_size=None,
         pin_memory=device.type == "cuda",
@@ -206,64 +195,16 @@ def _batches(
     return prefetch_shards(loader, job.source.cache, needed)
 
 
-class _SourceDataset(Dataset[SourceBatch]):
-    """Batches of images as they are encoded, with their views; the index is an array of samples."""
-
-    def __init__(self, source: ShardFolder, policy: FeaturePolicy) -> None:
-        self.source, self.policy = source, policy
-        self.starts = source.index.shard_starts
-
-    def __getitem__(self, samples: np.ndarray) -> SourceBatch:
-        size, views = self.policy.image_size, self.policy.views
-        pixels = np.empty((len(samples) * views, size, size, 3), dtype=np.uint8)
-        shard = int(np.searchsorted(self.starts, samples[0], side="right")) - 1
-        batch = SourceBatch(shard, torch.from_numpy(pixels), [], [])
-        try:
-            for row, sample in enumerate(samples.tolist()):
-                key, meta = self._load(sample, pixels[row * views : (row + 1) * views])
-                batch.keys.append(key)
-                batch.metas.append(meta)
-        except (ValueError, OSError) as error:  # torch would put a stack trace into its message
-            return batch._replace(error=error)
-        return batch
-
-    def _load(self, sample: int, out: np.ndarray) -> tuple[str, dict[str, Any]]:
-        key, image, meta = self.source.read(sample)
-        try:
-            make_views(image, key, self.policy, out)
-        except ValueError as error:
-            raise self.source.bad_sample(sample, str(error)) from None
-        return key, meta
-
-
-def make_views(image: bytes, key: str, policy: FeaturePolicy, out: np.ndarray) -> None:
-    """The views of an image: its center crop, then random crops that its key determines.
-
-    Args:
-        image: a JPEG.
-        key: of its sample.
-        out: (V, S, S, 3) uint8; receives the views.
-    Raises:
-        ValueError: the JPEG does not decode in full.
-    """
-    center_crop(image, out[0])
-    for view in range(1, policy.views):
-        draw = keyed_bytes(24, "feature view", policy.seed, view, key)
-        training_crop(image, out[view], policy.min_crop, draw)
-        if policy.flip and view % 2:
-            out[view] = out[view, :, ::-1].copy()
-
-
 def _encoded(
     encoder: ImageEncoder,
-    batches: Iterable[SourceBatch],
+    batches: Iterable[ViewBatch],
     device: torch.device,
     policy: FeaturePolicy,
     progress: tqdm,
 ) -> Iterator[Sample]:
     """The samples of all batches. A GPU encodes the next batch while one is packed and written."""
 
-    def packed(batch: SourceBatch, finish: Callable[[], np.ndarray]) -> Iterator[Sample]:
+    def packed(batch: ViewBatch, finish: Callable[[], np.ndarray]) -> Iterator[Sample]:
         views = finish().reshape(len(batch.keys), policy.views, *policy.shape)
         for key, meta, one in zip(batch.keys, batch.metas, views, strict=True):
             if not np.isfinite(one).all():
@@ -273,7 +214,7 @@ def _encoded(
             yield batch.shard, key, pack_features(one), meta
         progress.update(len(batch.keys))
 
-    latest: tuple[SourceBatch, Callable[[], np.ndarray]] | None = None
+    latest: tuple[ViewBatch, Callable[[], np.ndarray]] | None = None
     for batch in batches:
         if batch.error:
             raise batch.error

@@ -34,7 +34,7 @@ from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.config.data import DataConfig
 from pipeline.data.dataset import TrainDataset
 from pipeline.data.reader import ShardFolder
-from pipeline.evaluation.feature_job import make_views
+from pipeline.data.views import make_views
 from shards.format.features import unpack_features
 from shards.format.manifest import read_manifest, write_manifest
 from shards.show import show
