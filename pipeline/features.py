@@ -3,9 +3,10 @@
 python -m pipeline.features --config RECIPE --shards DIR_OR_URL --out DIR_OR_URL
 
 Training and evaluation then read the features in place of the images, in the same sample order. The
-checkpoint holds the backbone too, and captions images. The settings model.encoder.*, model.decoder.kind, data.image_size, data.min_crop and
-seed are those of the training. On several GPUs: accelerate launch -m pipeline.features with the
-same options. A command that was stopped continues when it is run again.
+checkpoint holds the backbone too, and captions images. The settings model.encoder.*,
+model.decoder.kind, data.image_size, data.min_crop and seed are those of the training. On several
+GPUs: accelerate launch -m pipeline.features with the same options. A command that was stopped
+continues when it is run again.
 """
 
 from __future__ import annotations
