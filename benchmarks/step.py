@@ -75,11 +75,11 @@ def main() -> None:
         if arguments.batch_size:
             data = replace(config.data, global_batch_size=arguments.batch_size)
             config = replace(config, data=data)
-        bare_model = _bare_model(config)
+        bare_model = bare_model_speed(config)
         runs = iter(range(arguments.repetitions))
         measured = take_turns(
             {
-                "capstream": lambda: _trainer(config, folder / f"run-{next(runs)}"),
+                "capstream": lambda: trainer_speed(config, folder / f"run-{next(runs)}"),
                 "bare model": lambda: (bare_model(), {}),
             },
             arguments.repetitions,
@@ -119,7 +119,7 @@ def _cpu_config(shards: Path) -> Config:
     )
 
 
-def _trainer(config: Config, run_dir: Path) -> Result:
+def trainer_speed(config: Config, run_dir: Path) -> Result:
     """One run of the trainer. Its log leaves evaluation and commits out of the speed."""
     with contextlib.redirect_stdout(io.StringIO()):
         fit(prepare(replace(config, run_dir=str(run_dir)), read_world()))
@@ -131,7 +131,7 @@ def _trainer(config: Config, run_dir: Path) -> Result:
     return statistics.median(speeds), {"waiting for data, %": 100 * statistics.mean(waits)}
 
 
-def _bare_model(config: Config) -> Callable[[], float]:
+def bare_model_speed(config: Config) -> Callable[[], float]:
     """Prepare the bare model. Returns a function that trains it and gives images/s."""
     with tempfile.TemporaryDirectory() as run_dir:  # nothing is written: this is no run
         run = prepare(replace(config, run_dir=run_dir), read_world())

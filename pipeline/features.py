@@ -2,21 +2,22 @@
 
 python -m pipeline.features --config RECIPE --shards DIR_OR_URL --out DIR_OR_URL
 
-Training, evaluation and captioning then read the features in place of the images, in the same
-sample order. The settings model.encoder.*, model.decoder.kind, data.image_size, data.min_crop and
-seed are those of the training. On several GPUs: accelerate launch -m pipeline.features with the
-same options. A command that was stopped continues when it is run again.
+Training and evaluation then read the features in place of the images, in the same sample order. The
+checkpoint holds the backbone too, and captions images. The settings model.encoder.*,
+model.decoder.kind, data.image_size, data.min_crop and seed are those of the training. On several
+GPUs: accelerate launch -m pipeline.features with the same options. A command that was stopped
+continues when it is run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.parser import parse_config
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World, read_world
 from shards.arguments import CommandParser
@@ -35,7 +36,9 @@ def main(prog: str = "python -m pipeline.features") -> int:
         arguments, settings = _parser(prog).parse_known_args()
         _check(arguments)
         config, encoder = _read_encoder(arguments, settings)
-        job = _make_job(arguments, config, encoder)
+        job = _make_job(arguments, config, encoder, world)
+    # A bad sample or a full disk is met by one process, which does not leave its line to others.
+    with usage_errors("features"):
         _encode(job, encoder, world, arguments.json)
     return 0
 
@@ -88,6 +91,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, least in (("views", 1), ("batch_size", 1), ("workers", 0)):
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name}: {getattr(arguments, name)}: must be {least} or more")
+    if not 0 < arguments.cache_gb < math.inf:
+        raise ValueError(f"--cache_gb: {arguments.cache_gb}: must be above 0, and finite")
     if arguments.flip and arguments.views < 2:
         raise ValueError("--flip: needs --views 2 or more")
 
@@ -100,6 +105,9 @@ def _read_encoder(
     Raises:
         ValueError: a wrong setting, or weights that are missing or do not fit.
     """
+    # Imported here, as the loader workers import this file too and need none of it.
+    from pipeline.config.parser import parse_config
+
     files = [text for file in arguments.config for text in ("--config", file)]
     if arguments.checkpoint:
         if files or settings:
@@ -123,22 +131,22 @@ def _read_encoder(
     return config, encoder.eval()
 
 
-def _make_job(arguments: argparse.Namespace, config: Config, encoder: ImageEncoder) -> FeatureJob:
+def _make_job(
+    arguments: argparse.Namespace, config: Config, encoder: ImageEncoder, world: World
+) -> FeatureJob:
     from pipeline.data.reader import ShardFolder
     from pipeline.evaluation.feature_job import FeatureJob
     from pipeline.evaluation.features import policy_of
     from pipeline.remote.location import locate_data_sets
-    from shards.storage import is_remote, location
+    from shards.storage import location, make_folder
 
-    located = locate_data_sets(
-        [(arguments.shards, 2)], arguments.cache_dir, arguments.cache_gb, "--cache"
-    )
+    needed = [(arguments.shards, 2 * world.local_world_size)]  # each process: this one, the next
+    located = locate_data_sets(needed, arguments.cache_dir, arguments.cache_gb, "--cache")
     source = ShardFolder(*located[0])
     if source.features:
-        raise ValueError(f"{arguments.shards}: holds features already")
+        raise ValueError(f"--shards: {arguments.shards}: holds features; give the images' shards")
     out = location(arguments.out)
-    if not is_remote(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     policy = policy_of(encoder, config, source, arguments.dtype, arguments.views, arguments.flip)
     return FeatureJob(source, out, policy, arguments.batch_size, arguments.workers)
 
@@ -148,6 +156,7 @@ def _encode(job: FeatureJob, encoder: ImageEncoder, world: World, as_json: bool)
 
     from pipeline.distributed.process_group import runs_on_cpu
     from pipeline.evaluation.feature_job import encode_data_set
+    from shards.messages import counted
 
     device = torch.device("cpu" if runs_on_cpu() else f"cuda:{world.local_rank}")
     encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -159,10 +168,9 @@ def _encode(job: FeatureJob, encoder: ImageEncoder, world: World, as_json: bool)
         facts = {"images": manifest.num_samples, "bytes": num_bytes, "digest": manifest.digest}
         print(json.dumps(facts))
         return
-    shape = " x ".join(map(str, (job.policy.views, *job.policy.shape)))
     print(
-        f"{job.out}: features {shape} {job.policy.dtype} of {manifest.num_samples:,} images, "
-        f"{num_bytes / 1e6:,.1f} MB; digest {manifest.digest[:12]}"
+        f"{job.out}: {job.policy.description}; {counted(manifest.num_samples, 'image')}, "
+        f"{num_bytes / 1e6:,.1f} MB, digest {manifest.digest[:12]}"
     )
 
 

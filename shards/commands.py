@@ -13,6 +13,7 @@ from shards.atomic import remove_abandoned, write_atomic
 from shards.build import ShardJob
 from shards.executors import local_packers, run_local, run_ray, share_of
 from shards.finalize import close_data_set, finalize
+from shards.format.features import feature_policy
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.names import MANIFEST
 from shards.format.sidecar import Sidecar
@@ -259,7 +260,10 @@ def _verify(arguments: Namespace) -> int:
             "index it again."
         )
     elif faults:
-        print("To repair a shard, remove its .tar and .json and run the same build again.")
+        command = (
+            "python -m pipeline.features" if feature_policy(manifest.image_policy) else "build"
+        )
+        print(f"To repair a shard, remove its .tar and .json and run the same {command} again.")
     return 1 if faults else 0
 
 

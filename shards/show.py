@@ -1,4 +1,4 @@
-"""Showing samples of a data set: as text, or as a page with images."""
+"""Showing samples of a data set: as text, or as a page with images or the facts of features."""
 
 import base64
 import html
@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from shards.format.features import FeaturePolicy, feature_policy, unpack_features
 from shards.format.index import read_index
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.names import TOKENIZER
@@ -19,7 +21,7 @@ from shards.messages import counted
 from shards.storage import read_range
 from shards.tokenizer import UNK, encode_all, load_tokenizer, readable
 
-Sample = tuple[str, bytes, dict[str, Any]]  # key, JPEG bytes, the sample's JSON
+Sample = tuple[str, bytes, dict[str, Any]]  # key, JPEG or features, the sample's JSON
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }
@@ -70,11 +72,21 @@ def _readable_meta(
 
 
 def headline(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> str:
-    """The data set in one line."""
+    """The data set in one line, and in a second one what its features are."""
+    policy = feature_policy(manifest.image_policy)
+    features = f"\n{_describe(policy)}" if policy else ""
     return (
         f"{folder}: {manifest.name}, {counted(manifest.num_samples, 'image')} with "
         f"{counted(manifest.num_captions, 'caption')} in {counted(len(manifest.shards), 'shard')}, "
         f"vocabulary of {tokenizer.get_vocab_size():,}, digest {manifest.digest[:12]}"
+        f"{features}"
+    )
+
+
+def _describe(policy: FeaturePolicy) -> str:
+    return (
+        f"{policy.description}; weights {policy.weights_sha256[:12]}; encoded from the data set "
+        f"{policy.order_digest[:12]}"
     )
 
 
@@ -87,7 +99,8 @@ def show(folder: Path, limit: int) -> str:
     """
     manifest = read_manifest(folder)  # before the tokenizer: it says what is wrong with the folder
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    samples = (_as_text(sample, tokenizer) for sample in read_samples(folder, limit))
+    policy = feature_policy(manifest.image_policy)
+    samples = (_as_text(sample, tokenizer, policy) for sample in read_samples(folder, limit))
     return "\n\n".join([headline(folder, manifest, tokenizer), *samples])
 
 
@@ -96,43 +109,50 @@ def show_page(folder: Path, limit: int) -> str:
     manifest = read_manifest(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     title = html.escape(headline(folder, manifest, tokenizer))
-    samples = (_as_article(sample, tokenizer) for sample in read_samples(folder, limit))
+    policy = feature_policy(manifest.image_policy)
+    samples = (_as_article(sample, tokenizer, policy) for sample in read_samples(folder, limit))
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
         f"<style>{STYLE}</style>\n<h1>{title}</h1>\n" + "\n".join(samples) + "\n</html>\n"
     )
 
 
-def _facts(image: bytes, meta: dict[str, Any]) -> str:
-    return (
-        f"{meta['width']}x{meta['height']}, {len(image) / 1024:.1f} KiB, from {meta['file_name']}"
-    )
+def _facts(image: bytes, meta: dict[str, Any], policy: FeaturePolicy | None) -> str:
+    size = f"{len(image) / 1024:.1f} KiB"
+    if policy is None:
+        return f"{meta['width']}x{meta['height']}, {size}, from {meta['file_name']}"
+    views = unpack_features(image, policy).astype(np.float32)  # the mean of float16 would overflow
+    shape = " x ".join(map(str, views.shape))
+    spread = f"mean {views.mean():.3g}, lowest {views.min():.3g}, highest {views.max():.3g}"
+    source = f", from {meta['file_name']}" if "file_name" in meta else ""
+    return f"{shape} {policy.dtype}, {spread}, {size}{source}"
 
 
 def _captions(meta: dict[str, Any]) -> Iterable[tuple[str, list[int]]]:
     return zip(meta["captions"], meta["tokens"], strict=True)
 
 
-def _as_text(sample: Sample, tokenizer: Tokenizer) -> str:
+def _as_text(sample: Sample, tokenizer: Tokenizer, policy: FeaturePolicy | None) -> str:
     """One sample as a few lines of text, with UNK for each word that is not in the vocabulary."""
     key, image, meta = sample
-    lines = [f"{key}  {_facts(image, meta)}"]
+    lines = [f"{key}  {_facts(image, meta, policy)}"]
     for caption, tokens in _captions(meta):
         words = [readable(tokenizer, token) for token in tokens]
         lines += [f"  {caption}", f"    {' '.join(words)}", f"    {tokens}"]
     return "\n".join(lines)
 
 
-def _as_article(sample: Sample, tokenizer: Tokenizer) -> str:
+def _as_article(sample: Sample, tokenizer: Tokenizer, policy: FeaturePolicy | None) -> str:
     key, image, meta = sample
     source = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+    drawn = "" if policy else f'<img alt="{html.escape(key)}" src="{source}">'
     paragraphs = "".join(
         f"<p>{html.escape(caption)}<br>{_word_marks(tokens, tokenizer)}</p>"
         for caption, tokens in _captions(meta)
     )
     return (
-        f'<article><img alt="{html.escape(key)}" src="{source}"><div><h2>{html.escape(key)} '
-        f'<span class="facts">{html.escape(_facts(image, meta))}</span></h2>{paragraphs}'
+        f"<article>{drawn}<div><h2>{html.escape(key)} "
+        f'<span class="facts">{html.escape(_facts(image, meta, policy))}</span></h2>{paragraphs}'
         "</div></article>"
     )
 

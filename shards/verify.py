@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from shards.finalize import describe, quarantine_lines
+from shards.format.features import FeaturePolicy, feature_policy, unpack_features
 from shards.format.index import Index, index_columns, read_index
 from shards.format.manifest import Manifest, ShardEntry, read_manifest
 from shards.format.names import (
@@ -35,7 +36,7 @@ from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
 
 def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Check manifest, index, sidecars, tars, images and tokens against each other.
+    """Check manifest, index, sidecars, tars, images or features, and tokens against each other.
 
     Args:
         fast: check sizes and sidecars only, read no tar.
@@ -247,10 +248,12 @@ def _index_faults(
 
 
 def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterator[str]:
+    policy = feature_policy(sidecar.build["image_policy"])
+    kind = "npy" if policy else "jpg"
     with local_copy(path) as local, open(local, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sidecar.sha256:
             yield f"{path.name}: its sha256 differs from its sidecar"
-        names = [name for m in sidecar.members for name in (f"{m.key}.jpg", f"{m.key}.json")]
+        names = [name for m in sidecar.members for name in (f"{m.key}.{kind}", f"{m.key}.json")]
         try:
             with tarfile.open(local) as tar:
                 if tar.getnames() != names:
@@ -259,14 +262,16 @@ def _shard_faults(path: Path, sidecar: Sidecar, tokenizer: Tokenizer) -> Iterato
             yield f"{path.name}: not a readable tar ({error})"
         for member in sidecar.members:
             where = f"{path.name}: {member.key}"
-            for part, extent in (("jpg", member.image), ("json", member.meta)):
+            for part, extent in ((kind, member.image), ("json", member.meta)):
                 data = os.pread(file.fileno(), extent.size, extent.offset)
                 if zlib.crc32(data) != extent.crc32:
                     yield f"{where}.{part}: its crc32 differs from the sidecar"
-                elif part == "jpg":
-                    yield from _image_faults(where, data)
-                else:
+                elif part == "json":
                     yield from _meta_faults(where, data, tokenizer)
+                elif policy:
+                    yield from _feature_faults(where, data, policy)
+                else:
+                    yield from _image_faults(where, data)
 
 
 def _image_faults(where: str, data: bytes) -> Iterator[str]:
@@ -274,6 +279,13 @@ def _image_faults(where: str, data: bytes) -> Iterator[str]:
         decode_rgb(data)
     except RejectedImageError as error:
         yield f"{where}.jpg: {error}"
+
+
+def _feature_faults(where: str, data: bytes, policy: FeaturePolicy) -> Iterator[str]:
+    try:
+        unpack_features(data, policy)
+    except ValueError as error:
+        yield f"{where}.npy: {error}"
 
 
 def _meta_faults(where: str, data: bytes, tokenizer: Tokenizer) -> Iterator[str]:

@@ -1,6 +1,11 @@
 """Fixtures that several tests share: a small drawn data set in shards, and the real data."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported. Two tests run at a time, and beside other work the threads of one small
+# operation wait for each other's turn: a test of one second has taken ninety.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

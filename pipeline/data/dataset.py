@@ -13,8 +13,8 @@ from pipeline.config.data import DataConfig
 from pipeline.data.batch import BadSampleError, Batch, EvalBatch, ImageId, collate_captions
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import EMPTY_SLOT, keyed_bytes, keyed_permutation
-from pipeline.data.stored_features import read_view
 from pipeline.data.transforms import center_crop, training_crop
+from shards.format.features import read_view
 from shards.format.names import image_id_of
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.batch import BadSampleError
-from pipeline.data.stored_features import feature_policy
 from pipeline.remote.cache import ShardCache
+from shards.format.features import feature_policy
 from shards.format.index import read_index
 from shards.format.manifest import read_manifest
 from shards.format.names import TOKENIZER
@@ -39,7 +39,7 @@ class ShardFolder:
         self.location = str(folder) if cache is None else cache.url  # for messages
         self.manifest = read_manifest(folder)
         self.foreign = is_foreign(self.manifest)
-        self.features = feature_policy(self.manifest)
+        self.features = feature_policy(self.manifest.image_policy)
         self.index = read_index(folder)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         if len(self.index) == 0:

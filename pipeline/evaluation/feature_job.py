@@ -9,26 +9,27 @@ V views an image, P grid positions, F features of the backbone, S image side in 
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pipeline.data.reader import ShardFolder
-from pipeline.data.sample_order import keyed_bytes
-from pipeline.data.stored_features import FeaturePolicy, pack_features
-from pipeline.data.transforms import center_crop, training_crop
+from pipeline.data.views import ViewBatch, ViewDataset
 from pipeline.data.worker_processes import loader_options
 from pipeline.model.encoders.image_encoder import ImageEncoder
+from pipeline.remote.prefetch import prefetch_shards
 from pipeline.runtime.world import World
 from shards.atomic import atomic_file
 from shards.finalize import close_data_set, read_sidecars
+from shards.format.features import FeaturePolicy, pack_features
 from shards.format.manifest import Manifest
 from shards.format.names import MANIFEST, TOKENIZER, shard_file, shard_tars
 from shards.format.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
@@ -39,14 +40,7 @@ from shards.retry import persistently
 from shards.storage import size_of
 from shards.tokenizer import UNK
 
-
-class SourceBatch(NamedTuple):
-    """Some samples of one shard."""
-
-    shard: int
-    pixels: torch.Tensor  # (B * V, S, S, 3) uint8
-    keys: list[str]
-    metas: list[dict[str, Any]]
+Sample = tuple[int, str, bytes, dict[str, Any]]  # shard, key, npy file, JSON
 
 
 @dataclass(frozen=True)
@@ -105,11 +99,15 @@ def encode_data_set(
             data set, whose order they share.
         OSError: a file cannot be read or written.
     """
-    open_shards = [
+    _check_tars(job)
+    ranks = world.ranks_of_this_machine
+    # Of all processes of the machine, because one of them prefetches for all.
+    open_here = [
         shard
-        for shard in range(world.rank, job.num_shards, world.world_size)
-        if not _is_finished(job, shard)
+        for shard in range(job.num_shards)
+        if shard % world.world_size in ranks and not _is_finished(job, shard)
     ]
+    open_shards = [shard for shard in open_here if shard % world.world_size == world.rank]
     if open_shards:
         manifest = job.out / MANIFEST  # says that all shards are there
         persistently(manifest, lambda: manifest.unlink(missing_ok=True))
@@ -120,15 +118,24 @@ def encode_data_set(
     )
     with progress:
         for shard in (s for s in open_shards if not job.source.manifest.shards[s].num_samples):
-            _write_shard(job, shard, iter(()))
-        for shard, batches in groupby(_batches(job, open_shards), key=lambda batch: batch.shard):
-            _write_shard(job, shard, _encoded(encoder, batches, device, job.policy, progress))
+            _write_shard(job, shard, ())
+        batches = _batches(job, open_shards, open_here, world.is_local_main, device)
+        samples = _encoded(encoder, batches, device, job.policy, progress)
+        for shard, one_shard in groupby(samples, key=itemgetter(0)):
+            _write_shard(job, shard, one_shard)
     if len(shard_tars(job.out)) < job.num_shards:
         return None
     if not all(_is_finished(job, shard) for shard in range(job.num_shards)):
         return None
     tokenizer = job.source.folder / TOKENIZER
     return close_data_set(job.out, read_sidecars(job.out), tokenizer, 1.0, 1.0)[0]
+
+
+def _check_tars(job: FeatureJob) -> None:
+    """Raises ValueError if the folder holds tars that are not of these features."""
+    planned = {job.tar(shard).name for shard in range(job.num_shards)}
+    if {path.name for path in shard_tars(job.out)} - planned:
+        raise _another_data_set(job)
 
 
 def _is_finished(job: FeatureJob, shard: int) -> bool:
@@ -144,104 +151,108 @@ def _is_finished(job: FeatureJob, shard: int) -> bool:
     except FileNotFoundError:
         return False
     if sidecar.build != job.build or sidecar.num_shards != job.num_shards:
-        raise ValueError(
-            f"{job.out}: holds features of another data set or encoder, or images; choose another "
-            "--out or remove this folder"
-        )
+        raise _another_data_set(job)
     return whole
 
 
-def _batches(job: FeatureJob, shards: list[int]) -> Iterator[SourceBatch]:
-    """The samples of some shards, in order; no batch reaches into the next shard."""
+def _another_data_set(job: FeatureJob) -> ValueError:
+    return ValueError(
+        f"{job.out}: holds images, or features of another data set or encoder, or made with other "
+        "settings; choose another --out or remove this folder"
+    )
+
+
+def _batches(
+    job: FeatureJob, shards: list[int], expected: list[int], prefetch: bool, device: torch.device
+) -> Iterator[ViewBatch]:
+    """The samples of some shards, in order; no batch reaches into the next shard.
+
+    Args:
+        expected: shards that the processes of this machine need, about in this order.
+        prefetch: whether to fetch those behind a URL in advance.
+    """
     starts = job.source.index.shard_starts.tolist()
     batches = [
         np.arange(first, min(first + job.batch_size, starts[shard + 1]))
         for shard in shards
         for first in range(starts[shard], starts[shard + 1], job.batch_size)
     ]
-    return iter(
-        DataLoader(
-            _SourceDataset(job.source, job.policy),
-            sampler=batches,
-            batch_size=None,
-            **loader_options(job.workers if batches else 0),
-        )
+    loader: DataLoader[ViewBatch] = DataLoader(
+        ViewDataset(job.source, job.policy),
+        sampler=batches,
+        batch_size=None,
+        pin_memory=device.type == "cuda",
+        **loader_options(job.workers if batches else 0),
     )
+    if job.source.cache is None or not prefetch:
+        return iter(loader)
+    of_batch = [int(np.searchsorted(starts, batch[0], side="right")) - 1 for batch in batches]
+
+    def needed(num_batches: int) -> Iterable[int]:
+        first = of_batch[num_batches] if num_batches < len(of_batch) else job.num_shards
+        return (shard for shard in expected if shard >= first)
+
+    return prefetch_shards(loader, job.source.cache, needed)
 
 
-class _SourceDataset(Dataset[SourceBatch]):
-    """Batches of images as they are encoded, with their views; the index is an array of samples."""
-
-    def __init__(self, source: ShardFolder, policy: FeaturePolicy) -> None:
-        self.source, self.policy = source, policy
-        self.starts = source.index.shard_starts
-
-    def __getitem__(self, samples: np.ndarray) -> SourceBatch:
-        size, views = self.policy.image_size, self.policy.views
-        pixels = np.empty((len(samples) * views, size, size, 3), dtype=np.uint8)
-        keys, metas = [], []
-        for row, sample in enumerate(samples.tolist()):
-            key, image, meta = self.source.read(sample)
-            try:
-                make_views(image, key, self.policy, pixels[row * views : (row + 1) * views])
-            except ValueError as error:
-                raise self.source.bad_sample(sample, str(error)) from None
-            keys.append(key)
-            metas.append(meta)
-        shard = int(np.searchsorted(self.starts, samples[0], side="right")) - 1
-        return SourceBatch(shard, torch.from_numpy(pixels), keys, metas)
-
-
-def make_views(image: bytes, key: str, policy: FeaturePolicy, out: np.ndarray) -> None:
-    """The views of an image: its center crop, then random crops that its key determines.
-
-    Args:
-        image: a JPEG.
-        key: of its sample.
-        out: (V, S, S, 3) uint8; receives the views.
-    Raises:
-        ValueError: the JPEG does not decode in full.
-    """
-    center_crop(image, out[0])
-    for view in range(1, policy.views):
-        draw = keyed_bytes(24, "feature view", policy.seed, view, key)
-        training_crop(image, out[view], policy.min_crop, draw)
-        if policy.flip and view % 2:
-            out[view] = out[view, :, ::-1].copy()
-
-
-@torch.no_grad()
 def _encoded(
     encoder: ImageEncoder,
-    batches: Iterator[SourceBatch],
+    batches: Iterable[ViewBatch],
     device: torch.device,
     policy: FeaturePolicy,
     progress: tqdm,
-) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """Key, npy file and JSON of each sample."""
-    for batch in batches:
-        features = encoder.features(batch.pixels.to(device, non_blocking=True))
-        numbers = features.to(getattr(torch, policy.dtype)).cpu().numpy()
-        views = numbers.reshape(len(batch.keys), policy.views, *policy.shape)
+) -> Iterator[Sample]:
+    """The samples of all batches. A GPU encodes the next batch while one is packed and written."""
+
+    def packed(batch: ViewBatch, finish: Callable[[], np.ndarray]) -> Iterator[Sample]:
+        views = finish().reshape(len(batch.keys), policy.views, *policy.shape)
         for key, meta, one in zip(batch.keys, batch.metas, views, strict=True):
             if not np.isfinite(one).all():
                 raise ValueError(
                     f"the features of {key} exceed what {policy.dtype} holds; use --dtype float32"
                 )
-            yield key, pack_features(one), meta
+            yield batch.shard, key, pack_features(one), meta
         progress.update(len(batch.keys))
 
+    latest: tuple[ViewBatch, Callable[[], np.ndarray]] | None = None
+    for batch in batches:
+        if batch.error:
+            raise batch.error
+        started = batch, _start_encoding(encoder, batch.pixels, device, policy)
+        if latest:
+            yield from packed(*latest)
+        latest = started
+    if latest:
+        yield from packed(*latest)
 
-def _write_shard(
-    job: FeatureJob, shard: int, samples: Iterator[tuple[str, bytes, dict[str, Any]]]
-) -> None:
+
+@torch.no_grad()
+def _start_encoding(
+    encoder: ImageEncoder, pixels: torch.Tensor, device: torch.device, policy: FeaturePolicy
+) -> Callable[[], np.ndarray]:
+    """Start the computation of features. The function returned waits for them, on a GPU."""
+    features = encoder.features(pixels.to(device, non_blocking=True))
+    numbers = features.to(getattr(torch, policy.dtype)).to("cpu", non_blocking=True)
+    if device.type != "cuda":
+        return numbers.numpy
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def finish() -> np.ndarray:
+        copied.synchronize()
+        return numbers.numpy()
+
+    return finish
+
+
+def _write_shard(job: FeatureJob, shard: int, samples: Iterable[Sample]) -> None:
     """Write one tar, then its sidecar."""
     members: list[Member] = []
     lengths: Counter[int] = Counter()
     num_unk = 0
     with atomic_file(job.tar(shard)) as file:
         with open_tar_for_writing(file) as tar:
-            for key, features, meta in samples:
+            for _, key, features, meta in samples:
                 text = canonical_json(meta)
                 members.append(
                     Member(

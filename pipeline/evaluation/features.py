@@ -9,10 +9,10 @@ from torch import nn
 
 from pipeline.config.run import Config
 from pipeline.data.reader import ShardFolder
-from pipeline.data.stored_features import FeaturePolicy
 from pipeline.generation.ensemble import Ensemble
 from pipeline.model.captioner import Captioner
 from pipeline.model.encoders.image_encoder import ImageEncoder
+from shards.format.features import FeaturePolicy
 
 
 def weights_sha256(backbone: nn.Module) -> str:
@@ -43,7 +43,7 @@ def check_features(
         shards: a data set; one of images always fits.
         captioner: with the backbone's weights.
         image_size: S, of its configuration.
-        whose: names the captioner in errors, such as the checkpoint's folder.
+        whose: names the captioner in errors, such as the checkpoint's folder, or `this run`.
     Raises:
         ValueError: says what differs.
     """
@@ -54,39 +54,59 @@ def check_features(
         _check_member(shards, policy, member, image_size, whose)
 
 
+def check_frozen(shards: ShardFolder, encoder: ImageEncoder) -> None:
+    """Refuse to train a backbone on features, through which no gradient reaches it.
+
+    Raises:
+        ValueError: the data set holds features, and a part of the backbone is trained.
+    """
+    if shards.features and encoder.is_tuned():
+        raise ValueError(
+            f"{shards.location}: holds features of a frozen backbone, but this run trains the "
+            "backbone; set model.encoder.tune to `none`, or use the shards of images"
+        )
+
+
 def _check_member(
     shards: ShardFolder, policy: FeaturePolicy, captioner: Captioner, image_size: int, whose: str
 ) -> None:
     encoder = captioner.encoder
-    if encoder.is_tuned():
-        raise ValueError(
-            f"{shards.location}: holds features of a frozen backbone, but {whose} trains it; set "
-            "model.encoder.tune to `none`, or use the shards of images"
-        )
-    expected: dict[str, object] = {
-        "encoder": encoder.name,
-        "output": encoder.backbone.output,
-        "image_size": image_size,
+    mean, std = _normalisation(encoder)
+    wanted = {
+        "encoder": ("model.encoder.name", encoder.name),
+        "output": ("model.decoder.kind", encoder.backbone.output),
+        "image_size": ("data.image_size", image_size),
+        "mean": ("the version of the backbone's library", mean),
+        "std": ("the version of the backbone's library", std),
     }
-    for name, value in expected.items():
-        if getattr(policy, name) != value:
-            raise ValueError(_differs(shards, name, getattr(policy, name), value, whose))
-    shape = feature_shape(encoder, image_size)
-    if policy.shape != shape:
-        raise ValueError(_differs(shards, "shape", policy.shape, shape, whose))
+    for part, (setting, value) in wanted.items():
+        _compare(shards, part, value, setting, whose)
+    _compare(shards, "shape", feature_shape(encoder, image_size), "model.encoder.grid", whose)
     if policy.weights_sha256 != weights_sha256(encoder.backbone):
         raise ValueError(
             f"{shards.location}: its features were made with other weights of "
-            f"{policy.encoder} than those of {whose}; make them again with `python -m "
-            "pipeline.features`"
+            f"{policy.encoder} than those of {whose}; change model.encoder.weights, or make the "
+            "features again with `python -m pipeline.features`"
         )
 
 
-def _differs(shards: ShardFolder, name: str, found: object, wanted: object, whose: str) -> str:
-    return (
-        f"{shards.location}: its features were made with {name} {found}, but {whose} has {wanted}; "
-        "make them again with `python -m pipeline.features`, or change the setting"
+def _compare(shards: ShardFolder, part: str, wanted: object, setting: str, whose: str) -> None:
+    found = getattr(shards.features, part)
+    if found not in (wanted, None):
+        raise ValueError(
+            f"{shards.location}: its features were made with {part} {found}, but {whose} has "
+            f"{wanted}; change {setting}, or make the features again with "
+            "`python -m pipeline.features`"
+        )
+
+
+def _normalisation(encoder: ImageEncoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std of the encoder's weights or checkpoint, without float32's last digits."""
+    mean, std = (
+        tuple(round(value, 6) for value in part.flatten().tolist())
+        for part in (encoder.mean, encoder.std)
     )
+    return mean, std
 
 
 def policy_of(
@@ -98,6 +118,7 @@ def policy_of(
     flip: bool,
 ) -> FeaturePolicy:
     """How the features of a data set will be made."""
+    mean, std = _normalisation(encoder)
     return FeaturePolicy(
         encoder=encoder.name,
         weights_sha256=weights_sha256(encoder.backbone),
@@ -110,4 +131,6 @@ def policy_of(
         flip=flip,
         seed=config.seed,
         order_digest=source.manifest.order_digest,
+        mean=mean,
+        std=std,
     )

@@ -31,7 +31,7 @@ from pipeline.data.partition import streams_of_ranks
 from pipeline.data.reader import ShardFolder
 from pipeline.data.sample_order import ALGORITHM
 from pipeline.distributed.process_group import runs_on_cpu
-from pipeline.evaluation.features import check_features
+from pipeline.evaluation.features import check_features, check_frozen
 from pipeline.model.captioner import Captioner
 from pipeline.model.encoders.tuning import freeze_unused
 from pipeline.remote.location import locate_data_sets
@@ -149,6 +149,7 @@ def _make_captioner(
     _try_encoder(captioner, config)
     for shards in (train_shards, val_shards):
         if shards:
+            check_frozen(shards, captioner.encoder)
             check_features(shards, captioner, config.data.image_size, "this run")
     return captioner
 

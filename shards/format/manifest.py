@@ -97,8 +97,9 @@ def read_manifest(folder: Path) -> Manifest:
         if not persistently(folder, folder.is_dir):
             raise ValueError(f"{folder}: no such shard folder") from None
         raise ValueError(
-            f"{folder}: has no {MANIFEST}, so it is not a finished data set; run its "
-            "`python -m shards build` again, or `finalize` if all shards are packed"
+            f"{folder}: has no {MANIFEST}, so it is not a finished data set; run the command "
+            "that makes it again (`python -m shards build` or `python -m pipeline.features`), or "
+            "`python -m shards finalize` if all shards are packed"
         ) from None
     if value.pop("format", None) != "capstream" or value.pop("format_version", 0) != FORMAT_VERSION:
         raise ValueError(f"{path}: not a manifest of format version {FORMAT_VERSION}")

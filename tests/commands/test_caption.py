@@ -1,7 +1,6 @@
 """The caption command: what it reads, what it writes, and how it goes on after a kill."""
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -12,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from support.checkpoints import draw_weights
 from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
 from support.training import train
@@ -35,16 +33,7 @@ def checkpoint(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = train(1, "--data.train", scenes.train, "--run_dir", run, "--train.epochs", 20)
     assert done.returncode == 0, done.stderr
     newest = max((run / "checkpoints").glob("step-*"))
-    model = newest / "model.safetensors"
-    draw = torch.Generator().manual_seed(0)
-    drawn = {
-        name: torch.randn(weight.shape, generator=draw) if weight.ndim == 2 else weight
-        for name, weight in load_file(model).items()
-    }
-    save_file(drawn, model)
-    files = json.loads((newest / "files.json").read_text())
-    files[model.name] = hashlib.sha256(model.read_bytes()).hexdigest()
-    (newest / "files.json").write_text(json.dumps(files))
+    draw_weights(newest)
     return newest
 
 

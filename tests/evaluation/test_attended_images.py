@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from support.checkpoints import STATE, make_record
+from support.in_process import run_here
 from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
 
@@ -119,24 +120,20 @@ def test_what_cannot_be_drawn_is_refused_with_one_line(
     photos: list[str],
     scenes: Scenes,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refused(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["caption", *map(str, arguments), *photos])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        assert run_here(main, *arguments, *photos) == 2
         printed = capsys.readouterr()
-        assert ended.value.code == 2
         assert printed.out == ""
         (line,) = printed.err.splitlines()
         return line
 
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest keeps its own Ctrl-C
     one, drawn = ("--checkpoint", checkpoint), ("--attention", tmp_path / "a.png")
     assert "must end in .png" in refused(*one, "--attention", "a.gif")
     assert "file of --sheet" in refused(*one, *drawn, "--sheet", tmp_path / "a.png")
     assert "give one --checkpoint" in refused(*one, *one, *drawn)
+    assert "no image in this folder" in refused(*one, *drawn, scenes.val)  # shards, or features
     for kind in ("lstm", "gru"):
         without = make_checkpoint(tmp_path, scenes.tokenizer, kind)
         line = refused("--checkpoint", without, *drawn)

@@ -1,8 +1,11 @@
 """Checkpoints of no particular run, for tests of how they are written and chosen."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint.commit import RunRecord, commit
 from pipeline.checkpoint.identity import RunIdentity
@@ -28,3 +31,17 @@ def write_checkpoint(run_dir: Path, state: TrainState) -> Path:
     (run_dir / "words").write_text("{}")
     tensors = {"weight": torch.zeros(1)}
     return commit(run_dir / "checkpoints", make_record(run_dir / "words"), state, tensors, {})
+
+
+def draw_weights(checkpoint: Path, scale: float = 1.0) -> None:
+    """Draw the matrices of a captioner anew, so that its captions differ from image to image."""
+    model = checkpoint / "model.safetensors"
+    draw = torch.Generator().manual_seed(0)
+    drawn = {
+        name: scale * torch.randn(weight.shape, generator=draw) if weight.ndim == 2 else weight
+        for name, weight in load_file(model).items()
+    }
+    save_file(drawn, model)
+    files = json.loads((checkpoint / "files.json").read_text())
+    files[model.name] = hashlib.sha256(model.read_bytes()).hexdigest()
+    (checkpoint / "files.json").write_text(json.dumps(files))
