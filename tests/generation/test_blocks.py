@@ -1,6 +1,7 @@
 """Captions of a whole captioner: the same in every batch, bit for bit."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,6 +27,16 @@ CONFIGS = [
     GenerationConfig("sample", max_tokens=9, num_captions=2, top_p=0.9, no_repeat_ngram=2),
 ]
 NUM_IMAGES = 40
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The network has a hundred small layers: beside other work, each layer would wait for a thread
+    that has no core, and one block takes seconds instead of 15 ms."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +73,19 @@ def captioner() -> Captioner:
 def test_captions_and_scores_are_the_same_in_every_batch(
     captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig
 ) -> None:
+    check_batches(captioner, tokenizer, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
+def test_captions_and_scores_are_the_same_in_every_batch_with_two_threads(
+    captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig
+) -> None:
+    torch.set_num_threads(2)
+    check_batches(captioner, tokenizer, config)
+
+
+def check_batches(captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig) -> None:
     images, ids = random_images(NUM_IMAGES), range(100, 100 + NUM_IMAGES)
     whole = generate(captioner, images, ids, tokenizer, config)
     assert len({best.text for best, *_ in whole}) > 10
