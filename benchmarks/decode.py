@@ -6,12 +6,14 @@ Beam search, `soft_attention` on grids of 7x7 positions with 1280 features: our 
 image at a time with the beams as the batch, as tutorials do it; and the bare arithmetic, that is
 the same number of steps and projections to the vocabulary on full blocks without any search.
 
-Teacher forcing, forward and backward, 5 captions an image, each kind of decoder: our decoders with
-cross-entropy of the valid tokens; and a row for each caption, with a copy of the grid, whose words
-are computed one by one until the longest caption is over (for a transformer, all at once).
+Teacher forcing, forward and backward of the head and each kind of decoder, on such features with 5
+captions an image: our decoders with cross-entropy of the valid tokens; and a row for each caption,
+with its own copy of the features, its own grid and its own keys. Its words are computed one by one
+in all rows until the longest caption is over (for a transformer, all at once).
 
 Features and weights are random. Before the timing, both ways must give the same captions, and the
-same loss and gradients. On a CPU a core is left to other work: with it, threads wait for each other.
+same loss and gradients. On a CPU a core is left to other work: threads that share a core with it
+wait for each other.
 
 B images, K captions an image, P grid positions, F features, D model width, L tokens, V vocabulary
 """
@@ -28,7 +30,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.plain_decoding import beam_of_one_image, loss_of_rows, loss_of_rows_at_once
+from benchmarks.plain_decoding import (
+    beam_of_one_image,
+    loss_of_rows,
+    loss_of_rows_at_once,
+    with_plain_attention,
+)
 from benchmarks.side_by_side import (
     Measured,
     Result,
@@ -45,6 +52,7 @@ from pipeline.generation.captions import start_rows
 from pipeline.generation.constraints import Constraints
 from pipeline.model.captioner import Captioner
 from pipeline.model.decoders import DECODERS, make_decoder
+from pipeline.model.encoders.heads import GridHead
 from pipeline.model.protocols import Encoded
 from pipeline.objectives.projection import cross_entropy
 from shards.tokenizer import BOS, EOS, PAD, UNK
@@ -55,7 +63,6 @@ VOCABULARY = 3000
 MAX_TOKENS = 20
 BEAM = GenerationConfig("beam", max_tokens=MAX_TOKENS, beam=5)
 KINDS = [kind for kind, decoder in DECODERS.items() if decoder.output == "grid"]
-GOALS = {"beam / one image at a time": 20, "beam / bare arithmetic": 0.8, "teacher forcing": 3}
 
 
 def main() -> None:
@@ -206,21 +213,25 @@ def measure_teacher_forcing(
     """Our forward and backward, and those of a row a caption."""
     torch.manual_seed(0)
     config = DecoderConfig(kind=kind, hidden_dim=WIDTH, attention_dim=WIDTH)  # type: ignore[arg-type]
-    decoder = make_decoder(config, WIDTH, VOCABULARY).to(device)
-    grid = torch.randn(arguments.batch_size, POSITIONS, WIDTH).relu().to(device)
-    grid.requires_grad_()  # the head is trained
+    head, decoder = GridHead(FEATURES, WIDTH, 0.5), make_decoder(config, WIDTH, VOCABULARY)
+    ours = nn.ModuleList([head, decoder]).to(device)
+    theirs = with_plain_attention(ours)
+    features = random_features(arguments.batch_size).to(device)
     tokens = random_tokens(arguments.batch_size, arguments.captions)
     valid = (tokens[..., 1:] != PAD).flatten().nonzero()[:, 0].to(device)  # as the loader finds it
     tokens = tokens.to(device)
     plain = loss_of_rows_at_once if kind == "transformer" else loss_of_rows
-    ways = [partial(our_loss, decoder, grid, tokens, valid), partial(plain, decoder, grid, tokens)]
-    check_equal(decoder.eval(), grid, ways)
-    decoder.train()
+    losses = [
+        partial(our_loss, *ours, features, tokens, valid),
+        partial(plain, *theirs, features, tokens),
+    ]
+    check_equal([ours, theirs], losses)
     names = [f"{kind}: Capstream", f"{kind}: a row a caption"]
-    updates = [timed(partial(update, decoder, way), len(grid), device) for way in ways]
-    for measure in updates:
-        measure()
-    return take_turns(dict(zip(names, updates, strict=True)), arguments.repetitions)
+    updates = {
+        name: timed(partial(update, model, loss), len(features), device)
+        for name, model, loss in zip(names, (ours, theirs), losses, strict=True)
+    }
+    return take_turns(updates, arguments.repetitions)
 
 
 def random_tokens(num_images: int, num_captions: int) -> torch.Tensor:
@@ -238,31 +249,35 @@ def random_tokens(num_images: int, num_captions: int) -> torch.Tensor:
 
 
 def our_loss(
-    decoder: nn.Module, grid: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor
+    head: nn.Module,
+    decoder: nn.Module,
+    features: torch.Tensor,
+    tokens: torch.Tensor,
+    valid: torch.Tensor,
 ) -> torch.Tensor:
-    """Summed cross-entropy as training computes it, (B, P, D) and (B, K, L) -> () float."""
-    states = decoder(Encoded(grid.mean(dim=1), grid), tokens[..., :-1]).states
+    """Summed cross-entropy as training computes it, (B, P, F) and (B, K, L) -> () float."""
+    states = decoder(head(features), tokens[..., :-1]).states
     states = states.flatten(0, 1).index_select(0, valid)
     targets = tokens[..., 1:].flatten().index_select(0, valid)
     return cross_entropy(states, decoder.to_words, targets, torch.ones_like(states[:, 0]))
 
 
-def check_equal(
-    decoder: nn.Module, grid: torch.Tensor, ways: list[Callable[[], torch.Tensor]]
-) -> None:
-    """Both ways give the same loss and gradients, up to rounding."""
-    losses, gradients = [], []
-    for way in ways:
-        losses.append(way())
-        gradients.append(torch.autograd.grad(losses[-1], [grid, *decoder.parameters()]))
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=0.0)
+def check_equal(models: list[nn.Module], losses: list[Callable[[], torch.Tensor]]) -> None:
+    """Both ways give the same loss and gradients without dropout, up to rounding."""
+    values, gradients = [], []
+    for model, loss in zip(models, losses, strict=True):
+        model.eval()
+        values.append(loss())
+        gradients.append(torch.autograd.grad(values[-1], list(model.parameters())))
+        model.train()
+    torch.testing.assert_close(*values, rtol=1e-5, atol=0.0)
     for ours, theirs in zip(*gradients, strict=True):
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
-def update(decoder: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
+def update(model: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
     loss().backward()
-    decoder.zero_grad()
+    model.zero_grad()
 
 
 def timed(

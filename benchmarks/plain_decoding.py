@@ -1,13 +1,17 @@
 """Attention decoders as tutorials write them, with the weights of ours, for benchmarks/decode.py.
 
-P grid positions, D model width, N captions, L tokens, W beams, V vocabulary
+B images, K captions an image, N = B*K captions, P grid positions, F features, D model width,
+A width of the attention, L tokens, W beams
 """
+
+import copy
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pipeline.model.protocols import Encoded
+from pipeline.model.decoders.attention import AdditiveAttention
 from shards.tokenizer import BOS, EOS, PAD
 
 
@@ -84,18 +88,37 @@ def _step(
     return states, hidden, cell
 
 
-def loss_of_rows(decoder: nn.Module, grid: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def with_plain_attention(model: nn.Module) -> nn.Module:
+    """A copy of a model whose additive attention leaves its gradients to torch."""
+    plain = copy.deepcopy(model)
+    for layer in plain.modules():
+        if isinstance(layer, AdditiveAttention):
+            layer.scores = partial(_attention_scores, layer)  # type: ignore[method-assign]
+    return plain
+
+
+def _attention_scores(attend: nn.Module, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """(N, K, H) and (N, P, A) -> (N, K, P), as `AdditiveAttention.scores`."""
+    sums = keys[:, None] + attend.to_query(queries)[:, :, None]
+    scores: torch.Tensor = attend.to_score(sums.tanh())[..., 0]
+    return scores
+
+
+def loss_of_rows(
+    head: nn.Module, decoder: nn.Module, features: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
     """Summed cross-entropy by teacher forcing, where each caption is an image of its own.
 
-    Each row has its copy of the grid and its own keys. All rows go on, word by word, until the
-    longest caption is over, and are projected to the vocabulary in each step.
+    Each row has its copy of the features, its own grid and its own keys. All rows go on, word by
+    word, until the longest caption is over, and are projected to the vocabulary in each step.
 
     Args:
-        grid: (B, P, D) float.
+        features: (B, P, F) float.
         tokens: (B, K, L) int64, BOS first, EOS last, right-padded.
     """
-    encoded, rows = _row_a_caption(grid, tokens)
-    state, loss = decoder.start(encoded), grid.new_zeros(())
+    rows = tokens.flatten(0, 1)
+    state = decoder.start(head(_copies(features, tokens)))
+    loss = features.new_zeros(())
     for position in range(rows.shape[1] - 1):
         states, state = decoder.step(rows[:, position], state)
         loss = loss + _summed(decoder.to_words(states), rows[:, position + 1])
@@ -103,18 +126,17 @@ def loss_of_rows(decoder: nn.Module, grid: torch.Tensor, tokens: torch.Tensor) -
 
 
 def loss_of_rows_at_once(
-    decoder: nn.Module, grid: torch.Tensor, tokens: torch.Tensor
+    head: nn.Module, decoder: nn.Module, features: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
     """The same for a transformer, which computes all words at once, those of padding too."""
-    encoded, rows = _row_a_caption(grid, tokens)
+    encoded, rows = head(_copies(features, tokens)), tokens.flatten(0, 1)
     filled = rows.masked_fill(rows == PAD, EOS)  # ours leaves out PAD
     states = decoder(encoded, filled[:, None, :-1]).states
     return _summed(decoder.to_words(states).flatten(0, 1), rows[:, 1:].flatten())
 
 
-def _row_a_caption(grid: torch.Tensor, tokens: torch.Tensor) -> tuple[Encoded, torch.Tensor]:
-    copies = grid.repeat_interleave(tokens.shape[1], dim=0)
-    return Encoded(copies.mean(dim=1), copies), tokens.flatten(0, 1)
+def _copies(features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return features.repeat_interleave(tokens.shape[1], dim=0)
 
 
 def _summed(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

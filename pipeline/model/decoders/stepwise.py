@@ -112,9 +112,7 @@ class StepwiseDecoder(nn.Module, ABC):
         words = self.dropout(self.embed(tokens.flatten()[places.rows]))
         gates = self.word_to_gates(words)
         num_rows = [images * captions for images, captions in places.extents]
-        by_position = zip(
-            places.extents, words.split(num_rows), gates.split(num_rows), strict=True
-        )
+        by_position = zip(places.extents, words.split(num_rows), gates.split(num_rows), strict=True)
         states, weights = [], []
         for (images, captions), word, gate in by_position:
             if images < len(memory[0]):
@@ -199,7 +197,10 @@ def _places_by_length(tokens: torch.Tensor) -> _Places:
     longest_of_images = lengths[images, 0].tolist()
     longest_of_captions = lengths.amax(dim=0).tolist()
     extents = [
-        (sum(n > position for n in longest_of_images), sum(n > position for n in longest_of_captions))
+        (
+            sum(n > position for n in longest_of_images),
+            sum(n > position for n in longest_of_captions),
+        )
         for position in range(max(longest_of_images))
     ]
     rows = [
