@@ -1,10 +1,14 @@
 """Captions of a whole captioner: the same in every batch, bit for bit."""
 
 import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch.multiprocessing import spawn
 
 from pipeline.config.generation import GenerationConfig
 from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
@@ -12,6 +16,7 @@ from pipeline.generation.blocks import generate, generate_tokens, whole_blocks
 from pipeline.generation.constraints import Constraints
 from pipeline.generation.ensemble import Ensemble
 from pipeline.model.captioner import Captioner
+from pipeline.model.decoders import DECODERS
 from shards.tokenizer import train_word_tokenizer
 
 MODEL = ModelConfig(
@@ -33,14 +38,16 @@ def tokenizer() -> Tokenizer:
     return train_word_tokenizer([f"word{number}" for number in range(96)], 1)
 
 
-def random_captioner(seed: int) -> Captioner:
+def random_captioner(seed: int, kind: str = "lstm") -> Captioner:
     """A captioner whose captions differ from image to image."""
     torch.manual_seed(seed)
-    captioner = Captioner(MODEL, 100)
+    decoder = replace(MODEL.decoder, kind=kind, hidden_dim=24 if kind == "adaptive" else 40)
+    captioner = Captioner(replace(MODEL, decoder=decoder), 100)
     for layer in captioner.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.momentum = 1.0  # one pass fits the statistics
     with torch.no_grad():
+        captioner.encoder.head[0].weight *= 30  # what is seen counts beside the words
         captioner.train().encoder(random_images(NUM_IMAGES))
         torch.nn.init.normal_(captioner.decoder.to_words.weight)
         torch.nn.init.normal_(captioner.decoder.embed.weight)  # type: ignore[attr-defined]
@@ -62,6 +69,19 @@ def captioner() -> Captioner:
 def test_captions_and_scores_are_the_same_in_every_batch(
     captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig
 ) -> None:
+    check_batches(captioner, tokenizer, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
+def test_captions_and_scores_are_the_same_in_every_batch_with_two_threads(
+    captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig
+) -> None:
+    torch.set_num_threads(2)
+    check_batches(captioner, tokenizer, config)
+
+
+def check_batches(captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig) -> None:
     images, ids = random_images(NUM_IMAGES), range(100, 100 + NUM_IMAGES)
     whole = generate(captioner, images, ids, tokenizer, config)
     assert len({best.text for best, *_ in whole}) > 10
@@ -75,6 +95,41 @@ def test_captions_and_scores_are_the_same_in_every_batch(
     order = torch.randperm(NUM_IMAGES, generator=torch.Generator().manual_seed(1)).tolist()
     mixed = generate(captioner, images[order], [ids[i] for i in order], tokenizer, config)
     assert mixed == [whole[i] for i in order]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind != "lstm"])
+def test_every_decoder_gives_the_same_captions_in_every_batch(
+    tokenizer: Tokenizer, kind: str
+) -> None:
+    check_batches(random_captioner(0, kind), tokenizer, CONFIGS[1])
+
+
+def caption_shares(
+    rank: int, captioner: Captioner, tokenizer: Tokenizer, configs: list, folder: Path
+) -> None:
+    """As a rank of 2 and of 3 processes: caption every second and every third image."""
+    torch.set_num_threads(1)
+    images = random_images(NUM_IMAGES)
+    for world_size in (2, 3):
+        if rank < world_size:
+            ids = range(rank, NUM_IMAGES, world_size)
+            found = [generate(captioner, images[ids], ids, tokenizer, c) for c in configs]
+            (folder / f"{rank}-{world_size}.json").write_text(json.dumps(found))
+
+
+def test_captions_and_scores_are_the_same_for_1_2_and_3_processes(
+    captioner: Captioner, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """By beam search and by sampling. In tests/test_evaluate.py it is the whole command."""
+    configs = [CONFIGS[1], CONFIGS[3]]
+    images, ids = random_images(NUM_IMAGES), range(NUM_IMAGES)
+    spawn(caption_shares, (captioner, tokenizer, configs, tmp_path), nprocs=3)
+    for number, config in enumerate(configs):
+        alone = json.loads(json.dumps(generate(captioner, images, ids, tokenizer, config)))
+        for world_size in (2, 3):
+            for rank in range(world_size):
+                shares = json.loads((tmp_path / f"{rank}-{world_size}.json").read_text())
+                assert shares[number] == alone[rank::world_size]
 
 
 def test_several_captions_are_in_the_order_of_their_scores(

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
 
 from pipeline.config.model import DecoderConfig
 from pipeline.model.protocols import Decoded, Encoded
@@ -99,34 +98,35 @@ class StepwiseDecoder(nn.Module, ABC):
         Returns:
             (N, L, H) float states and (N, L, P) float attention weights.
         """
-        num_images, num_captions, length = tokens.shape
-        order = None if tokens.is_cuda else LengthOrder((tokens != PAD).sum(dim=2))
-        memory, begun = self.remember(encoded), self.begin(encoded)
-        if order:
-            tokens = order.sort(tokens)
-            memory, begun = (
-                tuple(part[order.images] for part in parts) for parts in (memory, begun)
+        places = _all_places(tokens) if tokens.is_cuda else _places_by_length(tokens)
+        memory, hidden = self.remember(encoded), self.begin(encoded)
+        if places.images is not None:
+            memory, hidden = (
+                tuple(part[places.images] for part in parts) for parts in (memory, hidden)
             )
-        words = self.dropout(self.embed(tokens))
-        gates = self.word_to_gates(words)
-        hidden: Tensors = tuple(
-            part[:, None].expand(-1, num_captions, *part.shape[1:]) for part in begun
+        hidden = tuple(
+            part[:, None].expand(-1, tokens.shape[1], *part.shape[1:]) for part in hidden
         )
+        # One split has a cheap gradient. That of a slice for each position would be a tensor of the
+        # size of all positions, each time.
+        words = self.dropout(self.embed(tokens.flatten()[places.rows]))
+        gates = self.word_to_gates(words)
+        num_rows = [images * captions for images, captions in places.extents]
+        by_position = zip(places.extents, words.split(num_rows), gates.split(num_rows), strict=True)
         states, weights = [], []
-        for position in range(length):
-            images, captions = order.extent(position) if order else (num_images, num_captions)
+        for (images, captions), word, gate in by_position:
+            if images < len(memory[0]):
+                memory = tuple(part[:images] for part in memory)
+            if (images, captions) != hidden[0].shape[:2]:
+                hidden = tuple(part[:images, :captions] for part in hidden)
             state, hidden, attention = self.advance(
-                words[:images, :captions, position],
-                gates[:images, :captions, position],
-                tuple(part[:images, :captions] for part in hidden),
-                tuple(part[:images] for part in memory),
+                word.view(images, captions, -1), gate.view(images, captions, -1), hidden, memory
             )
-            missing = (0, 0, 0, num_captions - captions, 0, num_images - images)
-            states.append(pad(state, missing))
-            weights.append(pad(attention, missing))
-        decoded = (torch.stack(parts, dim=2) for parts in (states, weights))
-        all_states, all_weights = (order.restore(part) if order else part for part in decoded)
-        return Decoded(self.dropout(all_states.flatten(0, 1)), all_weights.flatten(0, 1))
+            states.append(state.flatten(0, 1))
+            weights.append(attention.flatten(0, 1))
+        return Decoded(
+            places.spread(self.dropout(torch.cat(states))), places.spread(torch.cat(weights))
+        )
 
     def start(self, encoded: Encoded) -> StepState:
         """The state before the first word: one caption an image."""
@@ -158,41 +158,56 @@ class StepwiseDecoder(nn.Module, ABC):
         return state.attention
 
 
-class LengthOrder:
-    """Images by their longest caption, and the captions of each by length, longest first.
+class _Places(NamedTuple):
+    """Which positions of the captions are computed, and in which order: position by position."""
 
-    At each position the captions that are not over are then nearly a rectangle, which contains
-    1.2 times as many rows as are needed; all rows would be 2.1 times as many (batches of 48 images
-    of Flickr8k with 5 captions each).
+    rows: torch.Tensor  # (M,) int64: the M positions that are computed among the N * L ones
+    extents: list[tuple[int, int]]  # at each position, how many images and captions of each
+    shape: tuple[int, int]  # N, L
+    images: torch.Tensor | None  # (B,) int64: their order; None for that of the batch
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """(M, ...) -> (N, L, ...), 0 where nothing is computed."""
+        num_captions, length = self.shape
+        full = values.new_zeros(num_captions * length, *values.shape[1:])
+        full = full.index_copy(0, self.rows, values)
+        return full.view(num_captions, length, *values.shape[1:])
+
+
+def _all_places(tokens: torch.Tensor) -> _Places:
+    """All positions of (B, K, L) tokens."""
+    num_images, num_captions, length = tokens.shape
+    shape = (num_images * num_captions, length)
+    rows = torch.arange(shape[0] * length, device=tokens.device).view(shape).t().flatten()
+    return _Places(rows, [(num_images, num_captions)] * length, shape, None)
+
+
+def _places_by_length(tokens: torch.Tensor) -> _Places:
+    """The positions of (B, K, L) tokens that are not padding, and few others.
+
+    Images are in order of their longest caption, and the captions of each in order of length,
+    longest first. At each position the captions that are not over are then nearly a rectangle,
+    which contains 1.2 times as many rows as are needed; all rows would be 2.1 times as many
+    (batches of 48 images of Flickr8k with 5 captions each).
     """
-
-    def __init__(self, lengths: torch.Tensor) -> None:
-        """
-        Args:
-            lengths: (B, K) int64, on the CPU.
-        """
-        lengths, self.captions = lengths.sort(dim=1, descending=True, stable=True)
-        self.images = lengths[:, 0].argsort(descending=True, stable=True)
-        lengths = lengths[self.images]
-        self.captions = self.captions[self.images]
-        self._longest_of_images = lengths[:, 0].tolist()
-        self._longest_of_captions = lengths.amax(dim=0).tolist()
-
-    def extent(self, position: int) -> tuple[int, int]:
-        """How many images, and how many captions of each, have a token at a position."""
-        return (
-            sum(length > position for length in self._longest_of_images),
-            sum(length > position for length in self._longest_of_captions),
+    num_images, num_captions, length = tokens.shape
+    lengths, captions = (tokens != PAD).sum(dim=2).sort(dim=1, descending=True, stable=True)
+    images = lengths[:, 0].argsort(descending=True, stable=True)
+    first = (images[:, None] * num_captions + captions[images]) * length  # (B, K), in that order
+    longest_of_images = lengths[images, 0].tolist()
+    longest_of_captions = lengths.amax(dim=0).tolist()
+    extents = [
+        (
+            sum(n > position for n in longest_of_images),
+            sum(n > position for n in longest_of_captions),
         )
-
-    def sort(self, values: torch.Tensor) -> torch.Tensor:
-        """Put (B, K, ...) into this order."""
-        return values[self.images[:, None], self.captions]
-
-    def restore(self, values: torch.Tensor) -> torch.Tensor:
-        """Put (B, K, ...) from this order into the order of the batch."""
-        images = self.images.argsort()
-        return values[images[:, None], self.captions[images].argsort(dim=1)]
+        for position in range(max(longest_of_images))
+    ]
+    rows = [
+        (first[:num_images, :num_captions] + position).flatten()
+        for position, (num_images, num_captions) in enumerate(extents)
+    ]
+    return _Places(torch.cat(rows), extents, (num_images * num_captions, length), images)
 
 
 def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
