@@ -77,8 +77,12 @@ def test_captions_and_scores_are_the_same_in_every_batch(
 def test_captions_and_scores_are_the_same_in_every_batch_with_two_threads(
     captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig
 ) -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    check_batches(captioner, tokenizer, config)
+    try:
+        check_batches(captioner, tokenizer, config)
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_batches(captioner: Captioner, tokenizer: Tokenizer, config: GenerationConfig) -> None:
