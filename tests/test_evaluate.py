@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.in_process import captured_here, train_here
 from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
-from support.training import train
+
+from pipeline.evaluate import main
 
 LAUNCH = ("-m", "launch", "--config_file", "launch/cpu.yaml", "--num_processes")
 
@@ -16,14 +18,15 @@ LAUNCH = ("-m", "launch", "--config_file", "launch/cpu.yaml", "--num_processes")
 @pytest.fixture(scope="module")
 def checkpoint(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    done = train(1, "--data.train", scenes.train, "--run_dir", run, "--train.steps", 1)
-    assert done.returncode == 0, done.stderr
+    train_here("--data.train", scenes.train, "--run_dir", run, "--train.steps", 1)
     return run / "checkpoints" / "best"
 
 
 def evaluate(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launched = (*LAUNCH, processes) if processes > 1 else ()
-    command = [sys.executable, *launched, "-m", "pipeline.evaluate", *arguments]
+    """Run the command, with one process in the test's own one."""
+    if processes == 1:
+        return captured_here(main, *arguments)
+    command = [sys.executable, *LAUNCH, processes, "-m", "pipeline.evaluate", *arguments]
     return subprocess.run(
         [str(part) for part in command],
         capture_output=True,

@@ -1,22 +1,18 @@
 """The caption command: what it reads, what it writes, and how it goes on after a kill."""
 
 import csv
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryFile
-from unittest.mock import patch
 
 import pytest
 from PIL import Image
 from support.checkpoints import draw_weights
-from support.in_process import run_here, train_here
+from support.in_process import captured_here, train_here
 from support.repository import ONE_THREAD, ROOT
 from support.shards import Scenes
 
@@ -81,14 +77,7 @@ def caption(
             command(checkpoint, *arguments, processes=processes),
             input=stdin, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD, check=False,
         )  # fmt: skip
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    with TemporaryFile("w+") as file, redirect_stdout(out), redirect_stderr(err):
-        file.write(stdin)
-        file.seek(0)
-        with patch("sys.stdin", file):
-            code = run_here(main, "--checkpoint", checkpoint, *arguments)
-    texts = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
-    return subprocess.CompletedProcess([], code, *texts)
+    return captured_here(main, "--checkpoint", checkpoint, *arguments, stdin=stdin)
 
 
 def one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -1,9 +1,12 @@
 """Commands run in the test's own process, which spares each the seconds of a start."""
 
+import io
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from tempfile import TemporaryFile
 from unittest.mock import patch
 
 import torch
@@ -23,6 +26,20 @@ def run_here(main: Callable[[], int], *arguments: object) -> int:
             return main()
         except SystemExit as end:
             return int(end.code or 0)
+
+
+def captured_here(
+    main: Callable[[], int], *arguments: object, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep what it prints, as `subprocess.run` would."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with TemporaryFile("w+") as file, redirect_stdout(out), redirect_stderr(err):
+        file.write(stdin)
+        file.seek(0)
+        with patch("sys.stdin", file):
+            code = run_here(main, *arguments)
+    texts = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess([], code, *texts)
 
 
 def prepare_here(*settings: object) -> Run:
