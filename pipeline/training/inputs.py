@@ -15,7 +15,7 @@ from typing import TextIO
 import torch
 
 from pipeline.checkpoint.best import Scores, load_scores
-from pipeline.checkpoint.commit import step_of
+from pipeline.checkpoint.commit import load_model_state, step_of
 from pipeline.checkpoint.identity import RunIdentity
 from pipeline.checkpoint.resume import (
     ResumePoint,
@@ -142,10 +142,15 @@ def _scores_so_far(config: Config, checkpoint: Path, val_shards: ShardFolder | N
 def _make_captioner(
     config: Config, train_shards: ShardFolder, val_shards: ShardFolder | None, resume: ResumePoint
 ) -> Captioner:
-    """The captioner with its weights of the beginning, tried on the images or features."""
+    """The captioner with the weights that the run continues from, tried on its images or features.
+
+    The checkpoint is read here, since stored features must fit the weights of its backbone.
+    """
     torch.manual_seed(config.seed)
     vocab_size = train_shards.tokenizer.get_vocab_size()
     captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
+    if resume.checkpoint:
+        captioner.load_state_dict(load_model_state(resume.checkpoint))
     _try_encoder(captioner, config)
     for shards in (train_shards, val_shards):
         if shards:

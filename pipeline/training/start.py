@@ -5,7 +5,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import channels_last, nn
 
-from pipeline.checkpoint.commit import load_model_state, load_optimizer_state, load_state
+from pipeline.checkpoint.commit import load_optimizer_state, load_state
 from pipeline.checkpoint.folder import prune, set_aside
 from pipeline.checkpoint.state import TrainState
 from pipeline.objectives.cross_entropy import CrossEntropy
@@ -16,7 +16,7 @@ from pipeline.training.optimizer import make_optimizer
 def restore(
     accelerator: Accelerator, run: Run
 ) -> tuple[nn.Module, AcceleratedOptimizer, TrainState]:
-    """Put model and optimiser on the device, in the state of the checkpoint.
+    """Put model and optimiser on the device, the optimiser in the state of the checkpoint.
 
     Returns:
         The objective and the optimiser as accelerate wraps them, and how far the run is. The
@@ -26,7 +26,6 @@ def restore(
     factor = run.config.model.encoder.lr_factor
     optimizer = make_optimizer(captioner, run.config.optim, factor)
     if checkpoint:
-        captioner.load_state_dict(load_model_state(checkpoint))
         state, _ = load_state(checkpoint)
     _check_ranks_agree(run, state)
     objective = CrossEntropy(captioner, run.config.train.label_smoothing).train()

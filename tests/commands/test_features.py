@@ -408,6 +408,22 @@ def test_training_on_them_is_training_on_the_images(
     assert scores[1] == scores[0]
 
 
+def test_a_stopped_training_on_them_continues(
+    features: Path, weights: Path, tmp_path: Path
+) -> None:
+    """The checkpoint brings the backbone's weights, to which the features must fit."""
+    often = ("--train.checkpoint_minutes", 1e-6, "--train.keep", 9)
+    whole = run_training(tmp_path / "whole", features, weights, 4, *often)
+    stopped = Path("checkpoints") / "step-00000002"
+    shutil.copytree(whole / stopped, tmp_path / "continued" / stopped)
+    continued = run_training(tmp_path / "continued", features, weights, 4, *often)
+    logs = [read_sample_log(run / "log") for run in (whole, continued)]
+    assert logs[1] == {step: ids for step, ids in logs[0].items() if step >= 2}
+    ends = [list(list_checkpoints(run / "checkpoints"))[-1] for run in (whole, continued)]
+    states = [load_file(end / "model.safetensors") for end in ends]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 # ------------------------------------------------------------------------ evaluating, captioning
 
 

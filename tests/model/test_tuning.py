@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import resnet18
+from safetensors.torch import save_file
+from torchvision.models import densenet121, resnet18
 
 from pipeline.config.model import EncoderConfig
 from pipeline.model.encoders.image_encoder import ImageEncoder
@@ -114,12 +115,27 @@ def test_layers_that_the_output_does_not_need_are_not_trained() -> None:
 
 
 def test_the_names_of_a_file_of_weights_are_the_names_to_tune_from(tmp_path: Path) -> None:
+    path = tmp_path / "densenet121.safetensors"
+    save_file(densenet121().state_dict(), path)
     for output in ("pooled", "grid"):
-        config = EncoderConfig(name="densenet121", tune="features.denseblock4")
+        config = EncoderConfig(name="densenet121", weights=str(path), tune="features.denseblock4")
         encoder = ImageEncoder(config, 10, output)
         trained = {n for n, p in encoder.backbone.network.named_parameters() if p.requires_grad}
         parts = {name.split(".")[1] for name in trained if name.startswith("features")}
         assert parts == {"denseblock4", "norm5"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/tf_efficientnet_lite0"])
+def test_synchronised_layers_compute_what_the_others_do(name: str) -> None:
+    """timm's BatchNorm layers contain their activation."""
+    plain, synchronised = (
+        ImageEncoder(EncoderConfig(name=name, batch_norm=kind), 10).eval()
+        for kind in ("train", "sync")
+    )
+    synchronised.load_state_dict(plain.state_dict())
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in synchronised.backbone.modules())
+    batch = images(2)
+    assert torch.equal(synchronised(batch).pooled, plain(batch).pooled)
 
 
 def test_statistics_of_all_processes_together_are_for_backbone_and_head() -> None:

@@ -1,5 +1,7 @@
 """The cross-entropy objective equals the naive one, which scores every position at once."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,16 +12,28 @@ from torch.nn import functional
 from pipeline.config.model import DecoderConfig, EncoderConfig, ModelConfig
 from pipeline.data.batch import Batch, collate_captions
 from pipeline.model.captioner import Captioner
+from pipeline.model.decoders import DECODERS
 from pipeline.objectives.cross_entropy import CrossEntropy
 from pipeline.objectives.projection import cross_entropy
 from shards.tokenizer import PAD
 
 VOCAB = 11
-CONFIG = ModelConfig(
-    dim=8,
-    encoder=EncoderConfig(name="shufflenet_v2_x0_5", hidden_dim=8, dropout=0.0),
-    decoder=DecoderConfig(hidden_dim=12, dropout=0.0),
-)
+
+
+def config_of(kind: Any) -> ModelConfig:
+    return ModelConfig(
+        dim=8,
+        encoder=EncoderConfig(name="shufflenet_v2_x0_5", hidden_dim=8, dropout=0.0),
+        decoder=DecoderConfig(
+            kind,
+            hidden_dim=8,
+            attention_dim=6,
+            layers=1,
+            heads=2,
+            dropout=0.0,
+            attention_penalty=0.0,
+        ),
+    )
 
 
 def naive_loss(captioner: Captioner, batch: Batch) -> tuple[torch.Tensor, float]:
@@ -33,9 +47,9 @@ def naive_loss(captioner: Captioner, batch: Batch) -> tuple[torch.Tensor, float]
     return (losses.sum(dim=1) * weights).sum(), float(counts.sum())
 
 
-def captioner_and_batch(captions: list[list[list[int]]]) -> tuple[Captioner, Batch]:
+def captioner_and_batch(kind: Any, captions: list[list[list[int]]]) -> tuple[Captioner, Batch]:
     torch.manual_seed(0)
-    captioner = Captioner(CONFIG, VOCAB).double().eval()
+    captioner = Captioner(config_of(kind), VOCAB).double().eval()
     tokens, weights = collate_captions(captions, 3)
     images = torch.randint(0, 256, (len(captions), 32, 32, 3), dtype=torch.uint8)
     return captioner, Batch(images, tokens, weights, [], [])
@@ -55,8 +69,9 @@ def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
         [[], []],  # a micro-batch of empty slots alone
     ],
 )
-def test_it_equals_the_loss_over_all_positions(captions: list[list[list[int]]]) -> None:
-    captioner, batch = captioner_and_batch(captions)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_it_equals_the_loss_over_all_positions(kind: Any, captions: list[list[list[int]]]) -> None:
+    captioner, batch = captioner_and_batch(kind, captions)
     objective = CrossEntropy(captioner)
     expected, num_tokens = naive_loss(captioner, batch)
     expected.backward()

@@ -203,9 +203,11 @@ def _places_by_length(tokens: torch.Tensor) -> _Places:
         )
         for position in range(max(longest_of_images))
     ]
+    if not extents:  # empty slots alone: one position is computed, since DDP waits for gradients
+        extents = [(1, 1)]
     rows = [
-        (first[:num_images, :num_captions] + position).flatten()
-        for position, (num_images, num_captions) in enumerate(extents)
+        (first[:left_images, :left_captions] + position).flatten()
+        for position, (left_images, left_captions) in enumerate(extents)
     ]
     return _Places(torch.cat(rows), extents, (num_images * num_captions, length), images)
 

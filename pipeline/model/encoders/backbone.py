@@ -74,6 +74,10 @@ class Backbone(nn.Module):
         features: torch.Tensor = self.network(pixels)
         return features
 
+    def synchronise_batch_norm(self) -> None:
+        """Let BatchNorm layers compute their statistics over the micro-batches of all processes."""
+        self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+
     def _positions(self, feature_map: torch.Tensor) -> torch.Tensor:
         if self.grid is not None:
             side = min(feature_map.shape[2:])

@@ -49,7 +49,8 @@ class ImageEncoder(nn.Module):
         else:
             self.head = GridHead(num_features, dim, config.dropout)
         if config.batch_norm == "sync":
-            nn.SyncBatchNorm.convert_sync_batchnorm(self)
+            self.backbone.synchronise_batch_norm()
+            self.head = nn.SyncBatchNorm.convert_sync_batchnorm(self.head)
         # Modules that are in eval mode always: those of the frozen part, and BatchNorm layers that
         # use their stored statistics.
         self._always_eval = freeze_part(self.backbone.network, config.tune)

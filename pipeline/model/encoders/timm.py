@@ -41,6 +41,12 @@ class TimmBackbone(Backbone):
         nhwc = getattr(network, "output_fmt", "NCHW") == "NHWC"
         return features.permute(0, 3, 1, 2) if nhwc else features
 
+    def synchronise_batch_norm(self) -> None:
+        """As Backbone's. timm has BatchNorm layers with an activation, which torch would drop."""
+        from timm.layers import convert_sync_batchnorm
+
+        self.network = convert_sync_batchnorm(self.network)
+
 
 def load_backbone(name: str, weights: str | None, output: Output, grid: int | None) -> Backbone:
     """A classification model of timm, without its classifier.
