@@ -39,4 +39,4 @@ lock:
 	    --python-version 3.11 --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis

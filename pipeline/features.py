@@ -123,6 +123,11 @@ def _read_encoder(
         raise ValueError(
             "model.encoder.weights: must name pretrained weights, since the backbone stays as it is"
         )
+    if config.model.encoder.tune != "none":
+        raise ValueError(
+            f"model.encoder.tune: {config.model.encoder.tune}: a run cannot train the backbone on "
+            "features; set it to `none` here and in training"
+        )
     from pipeline.model.decoders import DECODERS
     from pipeline.model.encoders.image_encoder import ImageEncoder
 

@@ -185,7 +185,8 @@ def _pack(arguments: Namespace, jobs: list[ShardJob], packers: list[Packer]) -> 
     """Pack the shards that are missing, with a progress bar. Returns their number of records."""
     num_records = sum(len(job.records) for job in jobs)
     to_do = open_jobs(jobs)
-    leave_tokenizer(arguments.out, arguments.tokenizer)
+    if jobs:  # and so the folder is known to be of this build
+        leave_tokenizer(arguments.out, arguments.tokenizer)
     num_to_do = sum(len(job.records) for job in to_do)
     num_finished = num_records - num_to_do
     with tqdm(

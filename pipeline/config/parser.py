@@ -25,9 +25,9 @@ from shards.arguments import CommandParser, nearest_names
 
 # Settings of earlier versions, which their configuration files and checkpoints hold.
 REPLACED = {
-    "optim.warmup_steps": "optim.warmup_epochs",
-    "train.eval_every": "train.eval_every_epochs",
-    "train.checkpoint_every": "train.checkpoint_every_epochs",
+    "optim.warmup_steps": "optim.warmup_epochs, in epochs",
+    "train.eval_every": "train.eval_every_epochs, in epochs",
+    "train.checkpoint_every": "train.checkpoint_every_epochs, in epochs",
     "monitor.num_pictures": "monitor.num_images",
     "model.encoder.freeze": "model.encoder.tune",
     "model.max_tokens": "generation.max_tokens",
@@ -147,7 +147,7 @@ class _Options(CommandParser):
         names = [text.partition("=")[0].removeprefix("--") for text in self._unknown]
         replaced = [key for key in (name.replace("-", "_") for name in names) if key in REPLACED]
         if replaced:
-            return f"--{replaced[0]} was replaced by --{REPLACED[replaced[0]]}"
+            return f"--{replaced[0]} is now --{REPLACED[replaced[0]]}"
         return super()._unknown_message()
 
 
@@ -156,7 +156,7 @@ def _check_keys(settings: list[GivenSetting], types: dict[str, Any]) -> None:
     unknown = [setting for setting in settings if setting.key not in types]
     replaced = [setting for setting in unknown if setting.key in REPLACED]
     if replaced:
-        renamed = ", ".join(f"{key} is now {REPLACED[key]}" for key, _, _ in replaced)
+        renamed = "; ".join(f"{key} is now {REPLACED[key]}" for key, _, _ in replaced)
         raise ValueError(
             f"{replaced[0].source}the file was written by or for an earlier version of Capstream: "
             f"{renamed}; rewrite these settings, or use that version to read a checkpoint"

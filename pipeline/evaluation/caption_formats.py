@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from pipeline.evaluation.image_files import ImageList
 from pipeline.generation.blocks import ScoredCaption
 from pipeline.runtime.world import World
+from shards.messages import counted
 
 _MAX_ID_DIGITS = 18  # of a number that fits 64 bits
 
@@ -51,7 +52,10 @@ class Destination(Protocol):
         """
 
     def first(self, count: int) -> list[tuple[str, str]]:
-        """The first captions of the finished output, at most `count`: path, caption."""
+        """The first captions of the finished output, at most `count`: path, caption.
+
+        An output that an earlier run finished has them too.
+        """
 
 
 class PrintedLines:
@@ -87,7 +91,7 @@ class PrintedLines:
 
     def finish(self, num_unreadable: int) -> str:
         """All is printed already."""
-        return f"{count(self._count, 'image')} captioned"
+        return f"{counted(self._count, 'image')} captioned"
 
     def first(self, count: int) -> list[tuple[str, str]]:
         """At most `keep` of them."""
@@ -119,7 +123,7 @@ class TextFiles:
 
     def finish(self, num_unreadable: int) -> str:
         """All is written already."""
-        return f"captions of {count(len(self._images) - num_unreadable, 'image')} in .txt files"
+        return f"captions of {counted(len(self._images) - num_unreadable, 'image')} in .txt files"
 
     def first(self, count: int) -> list[tuple[str, str]]:
         """Read back, those included that were there before."""
@@ -169,8 +173,3 @@ def json_line(path: str, caption: str, captions: Sequence[ScoredCaption] = ()) -
     if captions:
         row["captions"] = [{"caption": c.text, "score": round(c.score, 6)} for c in captions]
     return json.dumps(row)
-
-
-def count(number: int, noun: str) -> str:
-    """`1 image`, `2,000 images`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

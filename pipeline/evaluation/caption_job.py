@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -17,7 +18,6 @@ from pipeline.evaluation.caption_formats import (
     Destination,
     PrintedLines,
     TextFiles,
-    count,
     image_id,
     text_path,
 )
@@ -29,6 +29,7 @@ from pipeline.observability.attention_panels import draw_attention
 from pipeline.observability.contact_sheet import Captioned, draw_sheet
 from pipeline.runtime.errors import usage_errors
 from pipeline.runtime.world import World
+from shards.messages import counted
 
 PROGRESS_EVERY_S = 0.5
 PROGRESS_EVERY_S_IN_LOGS = 30.0
@@ -60,22 +61,25 @@ class CaptionJob:
         self._destination = self._open_destination(arguments)
 
     def _open_destination(self, arguments: argparse.Namespace) -> Destination:
-        keep = SHEET_IMAGES if arguments.sheet else ATTENTION_IMAGES if arguments.attention else 0
         if arguments.txt:
             self._images.check_unique(text_path, "text file")
             return TextFiles(self._images)
         if not arguments.out:
-            return PrintedLines(arguments.json, keep)
+            return PrintedLines(arguments.json, SHEET_IMAGES)
         if arguments.out.suffix.lower() == ".json":
             self._images.check_unique(image_id, "image_id")
         generation = self._trained.config.generation
         made_by = fingerprint(arguments.checkpoint, generation)
-        return PartFiles(arguments.out, made_by, self._images, keep)
+        return PartFiles(arguments.out, made_by, self._images, SHEET_IMAGES)
 
     def run(self) -> int:
         """Caption. Returns the exit code: 1 if an image could not be read, 2 for unusable input."""
         if self._destination.earlier:
             said, num_unreadable = self._destination.earlier
+            if self._sheet or self._attention:
+                accelerator = join_processes(self._world)
+                self._draw(accelerator)
+                accelerator.end_training()
             tell(self._world, said)
             return 1 if num_unreadable else 0
         accelerator = join_processes(self._world)
@@ -86,16 +90,13 @@ class CaptionJob:
         if accelerator.num_processes > 1:
             num_unreadable = sum(gather_object([num_unreadable]))
         accelerator.wait_for_everyone()
+        said = ""
         if self._world.is_main:
             said = self._destination.finish(num_unreadable)
-            if self._sheet:
-                self._draw_sheet(self._sheet)
-            if self._attention:
-                self._draw_attention(self._attention, accelerator.device)
             if num_unreadable:
-                said += f"; {count(num_unreadable, 'image')} could not be read"
-            tell(self._world, said)
-        accelerator.wait_for_everyone()  # the launcher ends all as soon as one ends with code 1
+                said += f"; {counted(num_unreadable, 'image')} could not be read"
+        self._draw(accelerator)
+        tell(self._world, said)
         accelerator.end_training()
         return 1 if num_unreadable else 0
 
@@ -128,19 +129,32 @@ class CaptionJob:
         progress.close()
         return num_unreadable
 
-    def _draw_sheet(self, path: Path) -> None:
-        images = [
-            Captioned(read_image(image, self._size), caption)
-            for image, caption in self._destination.first(SHEET_IMAGES)
-        ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(images).save(path)
+    def _draw(self, accelerator: Accelerator) -> None:
+        """Draw what was asked for on the main process; the others wait.
 
-    def _draw_attention(self, path: Path, device: torch.device) -> None:
-        paths = [image for image, _ in self._destination.first(ATTENTION_IMAGES)]
-        attended = attended_images(self._trained, device, paths)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_attention(attended).save(path)
+        The launcher would end all of them as soon as one ends with code 1.
+        """
+        if self._world.is_main and self._sheet:
+            images = [Captioned(pixels, text) for _, text, pixels in self._first(SHEET_IMAGES)]
+            self._sheet.parent.mkdir(parents=True, exist_ok=True)
+            draw_sheet(images).save(self._sheet)
+        if self._world.is_main and self._attention:
+            paths = [path for path, _, _ in self._first(ATTENTION_IMAGES)]
+            attended = attended_images(self._trained, accelerator.device, paths)
+            self._attention.parent.mkdir(parents=True, exist_ok=True)
+            draw_attention(attended).save(self._attention)
+        accelerator.wait_for_everyone()
+
+    def _first(self, count: int) -> Iterator[tuple[str, str, np.ndarray]]:
+        """The first captioned images: path, caption, pixels (S, S, 3) uint8.
+
+        One that cannot be read now is named and left out: it was captioned earlier.
+        """
+        for path, caption in self._destination.first(count):
+            try:
+                yield path, caption, read_image(path, self._size)
+            except ValueError as error:
+                print(f"{path}: not drawn: {error}", file=sys.stderr)
 
 
 def _check_same_images(accelerator: Accelerator, images: ImageList) -> None:

@@ -22,11 +22,12 @@ import numpy as np
 
 from pipeline.checkpoint.commit import CONFIG, FILES, MODEL, TOKENIZER
 from pipeline.config.generation import GenerationConfig, used_settings
-from pipeline.evaluation.caption_formats import ImageCaptions, count, json_line, write_rows
+from pipeline.evaluation.caption_formats import ImageCaptions, json_line, write_rows
 from pipeline.evaluation.image_files import ImageList, hash64
 from pipeline.generation.blocks import ScoredCaption
 from pipeline.runtime.world import World
 from shards.atomic import NO_LOCKS, atomic_file, write_atomic
+from shards.messages import counted
 
 
 def fingerprint(checkpoints: Sequence[Path], generation: GenerationConfig) -> dict[str, Any]:
@@ -85,15 +86,16 @@ class PartFiles:
         if self._run.items() <= record.items():
             said = (
                 f"{self._out}: finished earlier, with captions of "
-                f"{count(record['captions'], 'image')}; {count(record['unreadable'], 'image')} "
-                "could not be read. Nothing is done; delete the file to begin anew"
+                f"{counted(record['captions'], 'image')}; {counted(record['unreadable'], 'image')} "
+                "could not be read. No image is captioned again; delete the file to begin anew"
             )
+            self._first = [(path, caption) for path, caption in record.get("first", ())]
             return said, record["unreadable"]
         if self._part_paths():  # a kill came before the record was written
             return None
         raise ValueError(
             f"{self._out}: exists already, and is not known to be of this checkpoint and these "
-            f"{count(len(self._images), 'image')}; delete it to begin anew, or give another --out"
+            f"{counted(len(self._images), 'image')}; delete it to begin anew, or give another --out"
         )
 
     def _part_paths(self) -> list[Path]:
@@ -163,15 +165,20 @@ class PartFiles:
             write_rows(file, self._out.suffix.lower(), rows())
             if num_written + num_unreadable != len(self._images):
                 raise RuntimeError(
-                    f"{num_written:,} captions and {count(num_unreadable, 'unreadable image')} "
-                    f"came together, of {count(len(self._images), 'image')}; {self._out} is not "
+                    f"{num_written:,} captions and {counted(num_unreadable, 'unreadable image')} "
+                    f"came together, of {counted(len(self._images), 'image')}; {self._out} is not "
                     "written"
                 )
-        record = {**self._run, "captions": num_written, "unreadable": num_unreadable}
+        record = {
+            **self._run,
+            "captions": num_written,
+            "unreadable": num_unreadable,
+            "first": self._first,
+        }
         write_atomic(self._record_path, _json(record))
         for path in self._part_paths():
             path.unlink()
-        return f"{self._out}: captions of {count(num_written, 'image')}"
+        return f"{self._out}: captions of {counted(num_written, 'image')}"
 
     def first(self, count: int) -> list[tuple[str, str]]:
         """As they were written."""

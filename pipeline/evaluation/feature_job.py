@@ -208,9 +208,7 @@ def _encoded(
         views = finish().reshape(len(batch.keys), policy.views, *policy.shape)
         for key, meta, one in zip(batch.keys, batch.metas, views, strict=True):
             if not np.isfinite(one).all():
-                raise ValueError(
-                    f"the features of {key} exceed what {policy.dtype} holds; use --dtype float32"
-                )
+                raise ValueError(_not_finite(key, one))
             yield batch.shard, key, pack_features(one), meta
         progress.update(len(batch.keys))
 
@@ -224,6 +222,15 @@ def _encoded(
         latest = started
     if latest:
         yield from packed(*latest)
+
+
+def _not_finite(key: str, features: np.ndarray) -> str:
+    if features.dtype == np.float16 and not np.isnan(features).any():  # rounding gives infinity
+        return f"the features of {key} exceed what float16 holds; use --dtype float32"
+    return (
+        f"the features of {key} are not finite; the weights of the backbone may be damaged, or of "
+        "a training that diverged"
+    )
 
 
 @torch.no_grad()

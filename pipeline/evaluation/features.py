@@ -11,7 +11,7 @@ from pipeline.config.run import Config
 from pipeline.data.reader import ShardFolder
 from pipeline.generation.ensemble import Ensemble
 from pipeline.model.captioner import Captioner
-from pipeline.model.encoders.image_encoder import ImageEncoder
+from pipeline.model.encoders.image_encoder import ImageEncoder, encode_black
 from shards.format.features import FeaturePolicy
 
 
@@ -27,9 +27,12 @@ def weights_sha256(backbone: nn.Module) -> str:
 
 @torch.no_grad()
 def feature_shape(encoder: ImageEncoder, image_size: int) -> tuple[int, ...]:
-    """Shape of the features of an image: (P, F) or (F,)."""
-    black = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-    return tuple(encoder.features(black.to(encoder.mean.device)).shape[1:])
+    """Shape of the features of an image: (P, F) or (F,).
+
+    Raises:
+        ValueError: the backbone does not accept images of this size, or has no grid.
+    """
+    return tuple(encode_black(encoder, image_size).shape[1:])
 
 
 def check_features(

@@ -4,7 +4,7 @@ M captions, T tokens at most, V vocabulary, S sequences of L tokens
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -35,6 +35,8 @@ class Constraints:
         no_repeat_ngram: length of the token sequences that occur once at most; 0 for no limit.
         forbidden: token sequences that do not occur, as `sequences` gives them.
         bad_endings: token sequences that a caption does not end in, likewise.
+        closing: (C,) int64: EOS and the tokens of full stops, exclamation and question marks, none
+            of which follows a bad ending.
     """
 
     max_tokens: int
@@ -42,6 +44,7 @@ class Constraints:
     no_repeat_ngram: int = 0
     forbidden: tuple[torch.Tensor, ...] = ()
     bad_endings: tuple[torch.Tensor, ...] = ()
+    closing: torch.Tensor = field(default_factory=lambda: torch.tensor([EOS]))
 
     @classmethod
     def of(cls, config: GenerationConfig, tokenizer: Tokenizer, device: torch.device) -> Self:
@@ -61,6 +64,7 @@ class Constraints:
             config.no_repeat_ngram,
             sequences(forbidden, device),
             sequences(known(BAD_ENDINGS) if config.bad_endings else (), device),
+            torch.tensor([EOS, *(t for mark in known(".!?") for t in mark[:1])], device=device),
         )
 
     def mask(self, scores: torch.Tensor, tokens: torch.Tensor, step: int) -> None:
@@ -78,7 +82,8 @@ class Constraints:
             scores[:, EOS] = -torch.inf
         for group in self.bad_endings:
             ends_badly = _follows(group, tokens[:, :step]).any(dim=1)
-            scores[:, EOS].masked_fill_(ends_badly, -torch.inf)
+            closing = self.closing.expand(len(scores), -1)
+            scores.scatter_(1, torch.where(ends_badly[:, None], closing, PAD), -torch.inf)
         # The last token of a caption that is cut at T is its ending as well.
         last = step == self.max_tokens - 1
         for group in (*self.forbidden, *(self.bad_endings if last else ())):

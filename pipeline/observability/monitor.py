@@ -50,7 +50,8 @@ class Monitor:
         self.num_processes = num_processes
         self.log_every = log_every
         self._results: list[StepResult] = []
-        self._window_start = time.monotonic()
+        self._window_s = 0.0  # that the steps of the window took
+        self._last = time.monotonic()
         self._console_s = 0.0
         self._line_open = False
         if active:  # hides what a killed run logged after its last checkpoint: it is done again
@@ -72,13 +73,17 @@ class Monitor:
         """
         if not self.active:
             return
+        now = time.monotonic()
+        self._window_s += now - self._last
+        self._last = now
         self._results.append(result)
         if step % self.log_every == 0 or step == self.num_steps:
             self._log(step, learning_rate, num_bad)
 
     def _log(self, step: int, learning_rate: float, num_bad: int) -> None:
-        seconds = max(time.monotonic() - self._window_start, 1e-9)
+        seconds = max(self._window_s, 1e-9)
         results = self._results
+        norms = [r.grad_norm for r in results if not r.skipped]
         num_terms = sum(r.num_terms for r in results)
         loss = sum(r.loss * r.num_terms for r in results) / max(num_terms, 1)
         logged = {
@@ -91,7 +96,6 @@ class Monitor:
             "train/loss": loss,
             **logged,
             "train/learning_rate": learning_rate,
-            "train/gradient_norm": sum(r.grad_norm for r in results) / len(results),
             "speed/images_per_s": images_per_s,
             "speed/images_per_s_per_process": images_per_s / self.num_processes,
             "speed/tokens_per_s": num_terms / seconds,
@@ -100,6 +104,8 @@ class Monitor:
             "train/skipped_steps": float(sum(r.skipped for r in results)),
             "data/bad_samples": float(num_bad),
         }
+        if norms:  # that of a skipped step is not finite
+            scalars["train/gradient_norm"] = sum(norms) / len(norms)
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
         self._progress(
@@ -107,12 +113,11 @@ class Monitor:
             f"{images_per_s:,.0f} images/s  waiting for data {wait_share:.0%}",
             last=step == self.num_steps,
         )
-        self.restart_clock()
+        self._results, self._window_s = [], 0.0
 
     def restart_clock(self) -> None:
-        """Begin a new window: evaluations and checkpoints are not part of the training speed."""
-        self._results = []
-        self._window_start = time.monotonic()
+        """Leave out the time since the last step: an evaluation or a checkpoint took it."""
+        self._last = time.monotonic()
 
     def evaluation(self, step: int, scores: dict[str, float], images: Sequence[Captioned]) -> None:
         """Show scores, and images with their captions."""

@@ -33,7 +33,8 @@ from pipeline.data.sample_order import ALGORITHM
 from pipeline.distributed.process_group import runs_on_cpu
 from pipeline.evaluation.features import check_features, check_frozen
 from pipeline.model.captioner import Captioner
-from pipeline.model.encoders.tuning import freeze_unused
+from pipeline.model.encoders.image_encoder import ImageEncoder, encode_black
+from pipeline.model.encoders.tuning import batch_norms, freeze_unused
 from pipeline.remote.location import locate_data_sets
 from pipeline.runtime.run_lock import lock_run_dir
 from pipeline.runtime.world import World
@@ -88,7 +89,8 @@ def prepare(config: Config, world: World) -> Run:
     """
     streams = streams_of_ranks(world.ranks_of_this_machine, world.world_size, config.data.streams)
     train_shards, val_shards = _open_shards(config.data, len(streams), world)
-    _check_batch(config, world)
+    if config.model.encoder.batch_norm == "sync" and runs_on_cpu():
+        raise ValueError("model.encoder.batch_norm: `sync` needs GPUs")
     num_samples, batch_size = len(train_shards), config.data.global_batch_size
     num_slots = _num_slots(config, num_samples)
     num_steps = -(-num_slots // batch_size)
@@ -111,7 +113,7 @@ def prepare(config: Config, world: World) -> Run:
         if resume.checkpoint:
             check_continues(resume.checkpoint, identity, batch_size, num_slots, num_steps)
             scores = _scores_so_far(config, resume.checkpoint, val_shards)
-        captioner = _make_captioner(config, train_shards, val_shards, resume)
+        captioner = _make_captioner(config, train_shards, val_shards, resume, world)
         on_error.pop_all()  # the run keeps the lock
     return Run(
         config=config,
@@ -140,7 +142,11 @@ def _scores_so_far(config: Config, checkpoint: Path, val_shards: ShardFolder | N
 
 
 def _make_captioner(
-    config: Config, train_shards: ShardFolder, val_shards: ShardFolder | None, resume: ResumePoint
+    config: Config,
+    train_shards: ShardFolder,
+    val_shards: ShardFolder | None,
+    resume: ResumePoint,
+    world: World,
 ) -> Captioner:
     """The captioner with the weights that the run continues from, tried on its images or features.
 
@@ -151,7 +157,8 @@ def _make_captioner(
     captioner = Captioner(config.model, vocab_size, pretrained=resume.checkpoint is None)
     if resume.checkpoint:
         captioner.load_state_dict(load_model_state(resume.checkpoint))
-    _try_encoder(captioner, config)
+    _try_encoder(captioner.encoder, config.data.image_size)
+    _check_batch_norm(captioner.encoder, config, world)
     for shards in (train_shards, val_shards):
         if shards:
             check_frozen(shards, captioner.encoder)
@@ -179,19 +186,6 @@ def _open_shards(
             "tokenizer.json"
         )
     return train, val
-
-
-def _check_batch(config: Config, world: World) -> None:
-    """Whether batch normalisation can train on each process's part of a batch."""
-    batch_norm = config.model.encoder.batch_norm
-    if batch_norm == "sync" and runs_on_cpu():
-        raise ValueError("model.encoder.batch_norm: `sync` needs GPUs")
-    parts = world.world_size * config.train.accumulation_steps
-    if config.data.global_batch_size <= parts and batch_norm != "frozen":
-        raise ValueError(
-            f"data.global_batch_size: {config.data.global_batch_size} images over {parts} "
-            "micro-batches is one image each, and batch normalisation cannot train on one"
-        )
 
 
 def _num_slots(config: Config, num_samples: int) -> int:
@@ -222,19 +216,22 @@ def _make_run_dir(path: Path) -> None:
         raise ValueError(f"run_dir: {path}: cannot be written to")
 
 
-def _try_encoder(captioner: Captioner, config: Config) -> None:
-    """Encode one black image: some backbones accept one size only, or none this small.
+def _try_encoder(encoder: ImageEncoder, image_size: int) -> None:
+    """Encode one image, and exclude layers that the output does not need from the training."""
+    features = encode_black(encoder.eval(), image_size)
+    if encoder.backbone.output == "grid":  # the vector is what enters the classifier
+        freeze_unused(encoder.backbone, features)
 
-    Layers of the backbone that the decoder's kind of output does not need are not trained.
-    """
-    size = config.data.image_size
-    encoder = captioner.encoder.eval()
-    try:
-        encoded = encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-        if encoded.grid is not None:  # the vector is what enters the classifier: all layers count
-            freeze_unused(encoder.backbone, encoded.grid)
-    except (RuntimeError, AssertionError, ValueError) as error:
+
+def _check_batch_norm(encoder: ImageEncoder, config: Config, world: World) -> None:
+    """Whether the BatchNorm layers that are trained can be: one image has no variance."""
+    if not any(layer.training for layer in batch_norms(encoder.train())):
+        return
+    parts = config.train.accumulation_steps
+    if config.model.encoder.batch_norm != "sync":  # which sees those of all processes
+        parts *= world.world_size
+    if config.data.global_batch_size <= parts:
         raise ValueError(
-            f"model.encoder.name: {config.model.encoder.name} does not accept images of "
-            f"data.image_size {size}: {str(error).splitlines()[0]}"
-        ) from None
+            f"data.global_batch_size: {config.data.global_batch_size} images over {parts} "
+            "micro-batches is one image each, and batch normalisation cannot train on one"
+        )

@@ -4,7 +4,7 @@ import os
 
 from accelerate import Accelerator
 
-from pipeline.checkpoint.best import Scores, mark_best, save_scores
+from pipeline.checkpoint.best import mark_best, save_scores
 from pipeline.checkpoint.state import TrainState
 from pipeline.config.generation import describe
 from pipeline.data.dataset import EvalDataset
@@ -74,10 +74,10 @@ class Validator:
                 self.accelerator.wait_for_everyone()
 
     def finish(self, state: TrainState) -> None:
-        """In a complete run without a validation set the last checkpoint is the best one."""
+        """In a complete run without any evaluation the last checkpoint is the best one."""
         complete = state.step >= self.run.num_steps
         if self.run.world.is_main and self.run.val_shards is None and complete:
-            mark_best(self.run.checkpoints, Scores())
+            mark_best(self.run.checkpoints, self.scores)
 
     def _caption(self, state: TrainState) -> Evaluation:
         run, config = self.run, self.run.config
@@ -86,7 +86,8 @@ class Validator:
         task = EvaluationTask(
             EvalDataset(run.val_shards, config.data.image_size),
             config.generation,
-            # About as many images at a time as in training, for which the memory suffices.
+            # About as many images at a time as in training. They are encoded in blocks, which on
+            # a GPU may hold more of them; without gradients that takes less memory.
             whole_blocks(config.data.global_batch_size // parts, self.accelerator.device),
             config.data.workers,
             config.data.max_bad,

@@ -87,7 +87,7 @@ def test_each_recipe_parses(recipe: Path) -> None:
         ),
         (
             "--model.encoder.freeze true",
-            "model.encoder.freeze was replaced by --model.encoder.tune",
+            "model.encoder.freeze is now --model.encoder.tune",
         ),
         ("--model.encoder.dropout 1.0", "model.encoder.dropout"),
         ("--generation.beam 3", "generation.beam"),
@@ -195,7 +195,7 @@ def test_dashes_and_underscores_name_the_same_option() -> None:
 )
 def test_an_option_of_an_earlier_version_is_answered_with_its_successor(old: str, new: str) -> None:
     shown = old.replace("-every", "_every")
-    with pytest.raises(ValueError, match=f"{shown} was replaced by {new}"):
+    with pytest.raises(ValueError, match=f"{shown} is now {new}"):
         parse_config([old, "3"])
 
 

@@ -1,5 +1,6 @@
 """`pipeline.caption --attention`: the drawn captions are the printed ones; what is refused."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +81,26 @@ def test_the_command_draws_a_row_for_each_image(
         assert image.width == (PANELS + 1) * cell + MARGIN
         assert rows_height < image.height < rows_height + 60  # the legend
 
-    both = tmp_path / "two.png"
-    options = ("--out", tmp_path / "captions.json", "--attention", both)
-    caption("--checkpoint", checkpoint, *photos, *options, launch=LAUNCH)
+    both, later = tmp_path / "two.png", tmp_path / "later.png"
+    options = ("--checkpoint", checkpoint, *photos, "--out", tmp_path / "captions.json")
+    caption(*options, "--attention", both, launch=LAUNCH)
     assert both.read_bytes() == drawn.read_bytes()  # two processes draw as one does
+    assert run_here(main, *options, "--attention", later) == 0  # for captions of an earlier run
+    assert later.read_bytes() == drawn.read_bytes()
+
+
+def test_an_image_that_was_captioned_earlier_and_cannot_be_read_now_is_not_drawn(
+    checkpoint: Path, photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, photo in enumerate(photos[:2]):
+        shutil.copyfile(photo, tmp_path / f"{number}.jpg")
+    (tmp_path / "2.jpg").write_bytes(b"damaged")
+    (tmp_path / "2.txt").write_text("a caption from before")
+    drawn = ("--sheet", tmp_path / "sheet.png", "--attention", tmp_path / "attention.png")
+    assert run_here(main, "--checkpoint", checkpoint, tmp_path, "--txt", *drawn) == 0
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path / '2.jpg'}: not drawn: ") == 2
+    assert all(path.exists() for path in drawn[1::2])
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "transformer"])

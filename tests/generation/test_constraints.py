@@ -38,6 +38,7 @@ def test_the_tokens_that_are_left_are_those_that_the_rules_allow(data: st.DataOb
         data.draw(st.integers(0, 4)),
         sequences(data.draw(SEQUENCES), CPU),
         sequences(data.draw(SEQUENCES), CPU),
+        torch.tensor([EOS, *data.draw(st.lists(WORDS, max_size=2))]),
     )
     caption = st.lists(WORDS, min_size=step, max_size=step)
     captions = data.draw(st.lists(caption, min_size=1, max_size=4))
@@ -68,7 +69,7 @@ def test_settings_name_words_of_the_vocabulary() -> None:
     assert everything - words_left(forbidden, "a") == {"dog"}
     assert everything - words_left(forbidden, "a t-") == {"dog", "shirt"}
     endings = GenerationConfig(bad_endings=True)
-    assert everything - words_left(endings, "a dog with") == {"<eos>"}
+    assert everything - words_left(endings, "a dog with") == {"<eos>", "."}
     assert words_left(endings, "a dog") == everything
 
 

@@ -1,5 +1,7 @@
 """The monitor: means over a window of steps, on TensorBoard and the console."""
 
+import time
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +31,12 @@ def events(run_dir: Path) -> EventAccumulator:
 def test_losses_are_means_over_the_tokens_of_a_window(tmp_path: Path) -> None:
     monitor = make_monitor(tmp_path)
     monitor.step(1, result(2.0, 100, logged={"x": 1.0}, grad_norm=1.0), 0.1, num_bad=0)
-    monitor.step(2, result(4.0, 300, logged={"x": 3.0}, grad_norm=2.0, skipped=True), 0.2, 3)
+    monitor.step(2, result(4.0, 300, logged={"x": 3.0}, grad_norm=inf, skipped=True), 0.2, 3)
     monitor.step(3, result(9.0, 10, logged={"x": 0.0}), 0.3, 3)
     monitor.close()
     found = events(tmp_path)
     expected = {
-        "train/loss": 3.5, "train/x": 2.5, "train/gradient_norm": 1.5, "train/learning_rate": 0.2,
+        "train/loss": 3.5, "train/x": 2.5, "train/gradient_norm": 1.0, "train/learning_rate": 0.2,
         "train/skipped_steps": 1.0, "data/bad_samples": 3.0,
     }  # fmt: skip
     for name, value in expected.items():
@@ -45,6 +47,19 @@ def test_losses_are_means_over_the_tokens_of_a_window(tmp_path: Path) -> None:
         found.Scalars(f"speed/images_per_s{end}")[0].value for end in ("", "_per_process")
     )
     assert one == pytest.approx(2 * per_process)
+
+
+def test_a_checkpoint_takes_no_result_and_its_time_does_not_count(tmp_path: Path) -> None:
+    monitor = make_monitor(tmp_path)
+    monitor.step(1, result(2.0, 100, num_images=1000, skipped=True), 0.1, 0)
+    time.sleep(0.5)  # the checkpoint
+    monitor.restart_clock()
+    monitor.step(2, result(4.0, 300, num_images=1000), 0.2, 0)
+    monitor.close()
+    found = events(tmp_path)
+    assert [point.value for point in found.Scalars("train/loss")] == [3.5]
+    assert [point.value for point in found.Scalars("train/skipped_steps")] == [1.0]
+    assert found.Scalars("speed/images_per_s")[0].value > 2000 / 0.5
 
 
 def test_the_last_step_is_shown_though_no_window_ends_there(

@@ -75,8 +75,10 @@ def allowed(constraints: Constraints, tokens: list[int], vocab_size: int) -> lis
         return n > 0 and ngrams[-1:] != [] and ngrams[-1] in ngrams[:-1]
 
     def good(token: int) -> bool:
+        if token in constraints.closing and ends_in(tokens, bad_endings):
+            return False
         if token == EOS:
-            return len(tokens) >= constraints.min_tokens and not ends_in(tokens, bad_endings)
+            return len(tokens) >= constraints.min_tokens
         longer = [*tokens, token]
         cut = len(longer) == constraints.max_tokens
         return not (

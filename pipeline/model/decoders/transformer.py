@@ -106,7 +106,7 @@ class TransformerDecoder(nn.Module):
         """Words and their positions: (N, L) int64 -> (N, L, H) float."""
         width = self.embed.embedding_dim
         words = self.embed(tokens) * math.sqrt(width)
-        places = sinusoids(first, tokens.shape[1], width).to(words)
+        places = sinusoids(first, tokens.shape[1], width, tokens.device).to(words)
         embedded: torch.Tensor = self.dropout(words + places)
         return embedded
 
@@ -202,11 +202,15 @@ def _join(values: torch.Tensor) -> torch.Tensor:
     return values.transpose(1, 2).flatten(2)
 
 
-def sinusoids(first: int, count: int, width: int) -> torch.Tensor:
+def sinusoids(first: int, count: int, width: int, device: torch.device) -> torch.Tensor:
     """Encodings of positions: (count, width) float64.
+
+    They are computed on the device: a copy from the host would wait for it.
 
     Source: Vaswani et al., arXiv:1706.03762, section 3.5; sines first, then cosines.
     """
-    rates = torch.exp(-math.log(1e4) * torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angles = torch.arange(first, first + count, dtype=torch.float64)[:, None] * rates
+    half = torch.arange(width // 2, dtype=torch.float64, device=device)
+    rates = torch.exp(-math.log(1e4) * half / (width // 2))
+    positions = torch.arange(first, first + count, dtype=torch.float64, device=device)
+    angles = positions[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -83,7 +83,8 @@ class Backbone(nn.Module):
             side = min(feature_map.shape[2:])
             if self.grid > side:
                 raise ValueError(
-                    f"model.encoder.grid is {self.grid}, but the side of the map {side}"
+                    f"model.encoder.grid: {self.grid} is larger than the feature map, whose side "
+                    f"is {side} for these images"
                 )
             feature_map = adaptive_avg_pool2d(feature_map, self.grid)
         return feature_map.flatten(2).transpose(1, 2)
@@ -98,12 +99,15 @@ def tokens_to_map(tokens: torch.Tensor, num_prefix: int) -> torch.Tensor:
     Returns:
         (B, F, side, side) float.
     Raises:
-        ValueError: the tokens do not form a square.
+        ValueError: the tokens do not form a square, or are a class token alone.
     """
     patches = tokens[:, num_prefix:]
     side = math.isqrt(patches.shape[1])
-    if side**2 != patches.shape[1]:
-        raise ValueError(f"it has no grid: its {patches.shape[1]} tokens do not form a square")
+    if side < 2 or side**2 != patches.shape[1]:
+        raise ValueError(
+            "model.encoder.name: this backbone has no grid, which the decoder needs: its "
+            f"{patches.shape[1]} tokens do not form a square"
+        )
     feature_map: torch.Tensor = patches.transpose(1, 2).unflatten(2, (side, side))
     return feature_map
 

@@ -115,6 +115,24 @@ class ImageEncoder(nn.Module):
         return self
 
 
+def encode_black(encoder: ImageEncoder, image_size: int) -> torch.Tensor:
+    """The features of a black image: some backbones accept one size only, or none this small.
+
+    Returns:
+        (1, F) float, or with grid output (1, P, F).
+    Raises:
+        ValueError: the backbone does not accept the size, or has no such output.
+    """
+    black = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
+    try:
+        return encoder.features(black.to(encoder.mean.device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"model.encoder.name: {encoder.name} does not accept images of data.image_size "
+            f"{image_size}: {str(error).splitlines()[0]}"
+        ) from None
+
+
 def load_backbone(config: EncoderConfig, output: Output, pretrained: bool = True) -> Backbone:
     """A backbone by its name, `LIBRARY/NAME`, or `NAME` for torchvision.
 

@@ -37,13 +37,16 @@ class TimmBackbone(Backbone):
         if isinstance(features, torch.Tensor) and features.ndim == 3:
             return tokens_to_map(features, getattr(network, "num_prefix_tokens", 0))
         if not isinstance(features, torch.Tensor) or features.ndim != 4:
-            raise ValueError("it has no grid: its features are no map")
+            raise ValueError(
+                "model.encoder.name: this backbone has no grid, which the decoder needs: its "
+                "features are no map"
+            )
         nhwc = getattr(network, "output_fmt", "NCHW") == "NHWC"
         return features.permute(0, 3, 1, 2) if nhwc else features
 
     def synchronise_batch_norm(self) -> None:
         """As Backbone's. timm has BatchNorm layers with an activation, which torch would drop."""
-        from timm.layers import convert_sync_batchnorm
+        from timm.layers.norm_act import convert_sync_batchnorm
 
         self.network = convert_sync_batchnorm(self.network)
 
