@@ -193,7 +193,7 @@ def _print_scores(
         print(f"  {name:<8} {value:.4f}")
     members = len(arguments.checkpoint)
     ensemble = f"ensemble of {members} checkpoints, " if members > 1 else ""
-    print(f"Generation: {ensemble}{describe(generation)}.")
+    print(f"Generation: {ensemble}{describe(used_settings(generation))}.")
     print(f"The captions are in {arguments.out}.")
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.checkpoint.commit import step_of
 from pipeline.checkpoint.folder import BEST, list_checkpoints
@@ -22,15 +23,19 @@ class Scores:
     Args:
         data_digest: digest of the validation set; none before the first evaluation.
         by_step: step -> name of a score -> value.
-        generation: how the captions were generated, as `describe` says it; empty if unknown.
+        generation: the generation settings that were used; empty if unknown.
     """
 
     data_digest: str | None = None
     by_step: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    generation: str = ""
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def after(
-        self, step: int, scores: Mapping[str, float], data_digest: str, generation: str
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        data_digest: str,
+        generation: Mapping[str, Any],
     ) -> "Scores":
         """The scores with those of one more evaluation."""
         by_step = {**self.by_step, step: scores}
@@ -52,7 +57,7 @@ def load_scores(checkpoints: Path, last_step: int) -> Scores:
         found = json.loads(path.read_bytes())
         by_step = {int(step): dict(scores) for step, scores in found["scores"].items()}
         digest = str(found["data_digest"])
-        generation = str(found.get("generation", ""))
+        generation = dict(found.get("generation", {}))
         for scores in by_step.values():
             float(scores[SELECTED_BY])
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
@@ -69,7 +74,7 @@ def save_scores(checkpoints: Path, scores: Scores) -> None:
     by_step = {str(step): dict(values) for step, values in scores.by_step.items()}
     content = {
         "data_digest": scores.data_digest,
-        "generation": scores.generation,
+        "generation": dict(scores.generation),
         "scores": by_step,
     }
     write_atomic(checkpoints / SCORES, canonical_json(content))

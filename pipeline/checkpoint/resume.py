@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.checkpoint.best import SCORES, Scores
 from pipeline.checkpoint.commit import check_checkpoint, load_state
 from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.checkpoint.identity import RunIdentity
+from pipeline.config.generation import describe, same_captions
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,19 @@ def check_continues(
 
 
 def check_scores(
-    checkpoint: Path, scores: Scores, val_place: str, val_digest: str, generation: str
+    checkpoint: Path,
+    scores: Scores,
+    val_place: str,
+    val_digest: str,
+    generation: Mapping[str, Any],
 ) -> None:
-    """Whether the scores so far and those to come compare: the same data set, decoded alike.
+    """Whether earlier and later scores can be compared: the same data set, decoded alike.
 
     Args:
         scores: those so far.
         val_place: folder or URL of the validation set.
         val_digest: its digest.
-        generation: how captions are generated.
+        generation: the generation settings that are used from now on.
     Raises:
         ValueError: they do not, so the best of them would mean nothing.
     """
@@ -112,8 +118,9 @@ def check_scores(
         raise ValueError(
             f"data.val: {val_place} is not the validation set that {checkpoint} was scored on; {do}"
         )
-    if scores.generation not in ("", generation):
+    if scores.generation and not same_captions(scores.generation, generation):
         raise ValueError(
-            f"generation.*: {checkpoint} was scored with captions by {scores.generation}, and now "
-            f"it is {generation}, so the scores do not compare; {do}"
+            f"generation.*: {checkpoint} was scored with captions by "
+            f"{describe(scores.generation)}, and now it is {describe(generation)}, so the scores "
+            f"do not compare; {do}"
         )

@@ -1,4 +1,4 @@
-"""Which settings a run changes when it is resumed."""
+"""Which settings a run changes when it is resumed, and which must be the same on all ranks."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -30,6 +30,21 @@ def changed_settings(before: Path, after: Config) -> list[str]:
         for key, value in _flat(asdict(after))
         if key in then and then[key] != value
     ]
+
+
+# Settings that may differ from machine to machine: where things are, and what is shown.
+OF_A_MACHINE = (
+    *("run_dir", "data.train", "data.val", "data.cache_dir", "data.cache_gb", "data.workers"),
+    *("model.encoder.weights", "monitor."),
+)
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """The settings that must be the same on all ranks, by their dotted names.
+
+    Another learning rate or seed on one rank would give other weights there, without an error.
+    """
+    return {key: value for key, value in _flat(asdict(config)) if not key.startswith(OF_A_MACHINE)}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

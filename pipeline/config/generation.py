@@ -1,5 +1,6 @@
 """Settings of the generation of captions."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -73,9 +74,25 @@ def used_settings(config: GenerationConfig, method: str | None = None) -> dict[s
     return {k: v for k, v in asdict(config).items() if method in USED_BY.get(k, (method,))}
 
 
-def describe(config: GenerationConfig) -> str:
-    """How captions are generated, in one line: `beam (max_tokens 30, beam 5, ...)`."""
-    used = used_settings(config)
-    off = (None, False, "")
-    listed = ", ".join(f"{k} {v}" for k, v in used.items() if k != "method" and v not in off)
+def describe(used: Mapping[str, Any]) -> str:
+    """How captions are generated, in one line: `beam (max_tokens 30, beam 5, ...)`.
+
+    Args:
+        used: as `used_settings` gives them. What is off by default and stays so is left out.
+    """
+    defaults = asdict(GenerationConfig())
+    listed = ", ".join(
+        f"{key} {value}"
+        for key, value in used.items()
+        if key != "method" and (value or value != defaults.get(key))
+    )
     return f"{used['method']} ({listed})"
+
+
+def same_captions(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the used settings of two configurations generate the same captions.
+
+    One that was written by an earlier version lacks newer settings, which had their defaults.
+    """
+    defaults = asdict(GenerationConfig())
+    return {**defaults, **one} == {**defaults, **other}

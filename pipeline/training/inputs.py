@@ -24,7 +24,7 @@ from pipeline.checkpoint.resume import (
     find_resume_point,
 )
 from pipeline.config.data import DataConfig
-from pipeline.config.generation import describe
+from pipeline.config.generation import used_settings
 from pipeline.config.run import Config
 from pipeline.data.loader import EVAL_SHARDS
 from pipeline.data.partition import streams_of_ranks
@@ -133,10 +133,10 @@ def prepare(config: Config, world: World) -> Run:
 
 
 def _scores_so_far(config: Config, checkpoint: Path, val_shards: ShardFolder | None) -> Scores:
-    """The scores of the run, which must compare with those to come."""
+    """The scores of the run's evaluations. They must be comparable with those of later ones."""
     scores = load_scores(checkpoint.parent, step_of(checkpoint))
     if val_shards:
-        digest, generation = val_shards.manifest.digest, describe(config.generation)
+        digest, generation = val_shards.manifest.digest, used_settings(config.generation)
         check_scores(checkpoint, scores, val_shards.location, digest, generation)
     return scores
 

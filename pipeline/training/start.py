@@ -1,5 +1,9 @@
 """The start of a run: the state of its checkpoint, its folder, its first line."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
@@ -8,6 +12,7 @@ from torch import channels_last, nn
 from pipeline.checkpoint.commit import load_optimizer_state, load_state
 from pipeline.checkpoint.folder import prune, set_aside
 from pipeline.checkpoint.state import TrainState
+from pipeline.config.changes import shared_settings
 from pipeline.objectives.cross_entropy import CrossEntropy
 from pipeline.training.inputs import Run
 from pipeline.training.optimizer import make_optimizer
@@ -45,14 +50,34 @@ def restore(
 def _check_ranks_agree(run: Run, state: TrainState) -> None:
     if run.world.world_size == 1:
         return
-    evaluated = tuple(sorted(run.scores.by_step))
-    seen = gather_object([(state.step, run.num_steps, run.identity.data_digest, evaluated)])
-    if len(set(seen)) > 1:
-        raise RuntimeError(
-            "the processes do not see the same run: (step, steps in all, data digest, evaluated "
-            f"steps) by rank is {seen}; {run.config.run_dir} and {run.train_shards.location} must "
-            "be the same everywhere, on shared storage"
-        )
+    mine = {
+        "step": state.step,
+        "steps in all": run.num_steps,
+        "data digest": run.identity.data_digest,
+        "evaluated steps": sorted(run.scores.by_step),
+        **shared_settings(run.config),
+    }
+    check_same_on_all_ranks(gather_object([mine]), run.config.run_dir, run.train_shards.location)
+
+
+def check_same_on_all_ranks(
+    by_rank: Sequence[Mapping[str, Any]], run_dir: str, data: Path | str
+) -> None:
+    """Refuse a run that its processes see differently.
+
+    Args:
+        by_rank: of each rank, what must be the same everywhere.
+        run_dir, data: named in the error.
+    Raises:
+        RuntimeError: names the first thing that differs, with its value on each rank.
+    """
+    for name in by_rank[0]:
+        values = [of_rank.get(name) for of_rank in by_rank]
+        if any(value != values[0] for value in values):
+            raise RuntimeError(
+                f"the processes do not see the same run: by rank, {name} is {values}; all need the "
+                f"same settings, and {run_dir} and {data} must be on storage that they share"
+            )
 
 
 def tidy_checkpoints(run: Run) -> list[str]:

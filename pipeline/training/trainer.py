@@ -234,7 +234,8 @@ class Trainer:
         return BackgroundWriter(run.checkpoints, record, config.train.keep, every_s)
 
     def _commit_due(self, step: int) -> bool:
-        return self.schedule.commit_due(step) or self.writer.overdue()
+        overdue = self.world.is_main and self.writer.overdue()
+        return self.schedule.commit_due(step) or overdue
 
     def _commit(self, state: TrainState, wait: bool) -> None:
         """Write a checkpoint on the main process; the others wait for it in the next step.

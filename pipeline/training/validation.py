@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from pipeline.checkpoint.best import mark_best, save_scores
 from pipeline.checkpoint.state import TrainState
-from pipeline.config.generation import describe
+from pipeline.config.generation import used_settings
 from pipeline.data.dataset import EvalDataset
 from pipeline.distributed.phases import Phase
 from pipeline.distributed.watchdog import Watchdog
@@ -104,7 +104,7 @@ class Validator:
         assert self.run.val_shards is not None
         scores = caption_scores(evaluation.captions, evaluation.references)
         digest, generation = self.run.val_shards.manifest.digest, self.run.config.generation
-        self.scores = self.scores.after(state.step, scores, digest, describe(generation))
+        self.scores = self.scores.after(state.step, scores, digest, used_settings(generation))
         self.monitor.evaluation(state.step, scores, evaluation.shown)
         save_scores(self.run.checkpoints, self.scores)
         mark_best(self.run.checkpoints, self.scores)

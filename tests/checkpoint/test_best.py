@@ -48,8 +48,8 @@ def test_nothing_is_marked_in_a_folder_without_checkpoints(tmp_path: Path) -> No
 
 
 def test_saved_scores_are_loaded_up_to_the_step_that_the_run_resumes_from(tmp_path: Path) -> None:
-    scores = Scores().after(2, {"CIDEr": 0.25, "BLEU-4": 0.5}, "v", "greedy")
-    scores = scores.after(4, {"CIDEr": 0.1}, "v", "greedy")
+    scores = Scores().after(2, {"CIDEr": 0.25, "BLEU-4": 0.5}, "v", {"method": "greedy"})
+    scores = scores.after(4, {"CIDEr": 0.1}, "v", {"method": "greedy"})
     save_scores(tmp_path, scores)
     assert load_scores(tmp_path, last_step=4) == scores
     assert load_scores(tmp_path, last_step=3).by_step == {2: {"CIDEr": 0.25, "BLEU-4": 0.5}}

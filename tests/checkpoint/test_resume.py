@@ -10,6 +10,8 @@ from pipeline.checkpoint.best import Scores, load_scores, save_scores
 from pipeline.checkpoint.resume import check_continues, check_scores, find_resume_point
 from pipeline.checkpoint.state import TrainState
 
+GREEDY, BEAM = {"method": "greedy", "max_tokens": 30}, {"method": "beam", "beam": 3}
+
 
 def test_a_run_continues_only_as_the_same_run(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, STATE)
@@ -55,13 +57,16 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
 
 def test_scores_of_two_validation_sets_or_methods_do_not_mix(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, STATE)
-    save_scores(path.parent, Scores().after(3, {"CIDEr": 0.5}, "one", "greedy"))
+    save_scores(path.parent, Scores().after(3, {"CIDEr": 0.5}, "one", GREEDY))
     scores = load_scores(path.parent, last_step=3)
-    assert scores == Scores("one", {3: {"CIDEr": 0.5}}, "greedy")
-    check_scores(path, scores, "val", "one", "greedy")
+    assert scores == Scores("one", {3: {"CIDEr": 0.5}}, GREEDY)
+    check_scores(path, scores, "val", "one", GREEDY)
     with pytest.raises(ValueError, match=r"data.val: val is not the validation set"):
-        check_scores(path, scores, "val", "two", "greedy")
-    with pytest.raises(ValueError, match=r"generation.*captions by greedy, and now it is beam"):
-        check_scores(path, scores, "val", "one", "beam")
+        check_scores(path, scores, "val", "two", GREEDY)
+    with pytest.raises(
+        ValueError, match=r"generation.*captions by greedy \(max_tokens 30\), and now it is beam"
+    ):
+        check_scores(path, scores, "val", "one", BEAM)
+    check_scores(path, scores, "val", "one", {**GREEDY, "block_unk": False})  # the default
     forgotten = load_scores(path.parent, last_step=2)
-    check_scores(path, forgotten, "val", "two", "beam")
+    check_scores(path, forgotten, "val", "two", BEAM)

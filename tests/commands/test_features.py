@@ -579,6 +579,7 @@ def test_what_the_command_refuses(
         (scenes.train, features, ("--cache_gb", 0), "--cache_gb: 0.0: must be above 0"),
         (scenes.train, features, ("--checkpoint", checkpoint), "brings its own settings"),
         (scenes.train, features, NO_WEIGHTS, "must name pretrained weights"),
+        (scenes.train, features, ("--model.encoder.tune", "all"), "cannot train the backbone on"),
     ):
         line = refusal(capsys, *options_of(shards, weights, out, *options))
         assert line.startswith("features: ")
@@ -613,4 +614,8 @@ def test_numbers_that_float16_cannot_hold_are_refused(
     save_file(state, tmp_path / "huge.safetensors")
     options = options_of(scenes.val, tmp_path / "huge.safetensors", tmp_path / "out")
     assert "exceed what float16 holds; use --dtype float32" in refusal(capsys, *options)
+    state["conv5.1.weight"][0] = float("nan")
+    save_file(state, tmp_path / "huge.safetensors")
+    for dtype in ((), FLOAT32):
+        assert "are not finite; the weights of the backbone" in refusal(capsys, *options, *dtype)
     assert not list((tmp_path / "out").glob("*.tar"))

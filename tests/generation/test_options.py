@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from pipeline.config.data import DataConfig
-from pipeline.config.generation import GenerationConfig, describe
+from pipeline.config.generation import GenerationConfig, describe, used_settings
 from pipeline.config.run import Config
 from pipeline.generation.options import add_generation_options, with_options
 from shards.arguments import CommandParser
@@ -70,6 +70,8 @@ def test_every_setting_has_an_option_with_help() -> None:
 
 
 def test_the_description_has_the_settings_that_are_used_and_not_off() -> None:
-    assert describe(GenerationConfig()) == "greedy (max_tokens 30)"
+    assert describe(used_settings(GenerationConfig())) == "greedy (max_tokens 30)"
     expected = "beam (max_tokens 20, block_unk True, beam 3, length_penalty 0.7, num_captions 1)"
-    assert describe(SAVED) == expected
+    assert describe(used_settings(SAVED)) == expected
+    chosen = GenerationConfig("diverse_beam", max_tokens=9, diversity=0.0)
+    assert "diversity 0.0" in describe(used_settings(chosen))

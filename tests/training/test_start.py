@@ -11,11 +11,17 @@ from torchvision.models import shufflenet_v2_x0_5
 from pipeline.checkpoint.commit import RunRecord, commit
 from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.checkpoint.state import TrainState
+from pipeline.config.changes import shared_settings
 from pipeline.config.parser import dump_config, parse_config
 from pipeline.distributed.process_group import join_processes
 from pipeline.runtime.world import World
 from pipeline.training.inputs import Run, prepare
-from pipeline.training.start import first_line, restore, tidy_checkpoints
+from pipeline.training.start import (
+    check_same_on_all_ranks,
+    first_line,
+    restore,
+    tidy_checkpoints,
+)
 
 
 @pytest.fixture
@@ -95,6 +101,20 @@ def test_damaged_checkpoints_are_renamed_and_named(settings: tuple[object, ...])
 def test_an_encoder_that_cannot_encode_the_images_is_refused(settings: tuple[object, ...]) -> None:
     with pytest.raises(ValueError, match=r"vit_b_32 does not accept images of data\.image_size 32"):
         start(*settings, "--model.encoder.name", "vit_b_32")
+
+
+def test_ranks_that_see_different_runs_are_refused_by_name() -> None:
+    settings = {
+        rank: shared_settings(parse_config([
+            "--data.train", f"/{rank}", "--run_dir", "r", "--data.workers", str(rank),
+            "--optim.lr", lr,
+        ]))
+        for rank, lr in enumerate(("1e-3", "1e-3", "1e-4"))
+    }  # fmt: skip
+    check_same_on_all_ranks([settings[0], settings[1]], "r", "/0")
+    message = r"by rank, optim\.lr is \[0\.001, 0\.001, 0\.0001\]"
+    with pytest.raises(RuntimeError, match=message):
+        check_same_on_all_ranks(list(settings.values()), "r", "/0")
 
 
 def test_the_first_line_counts_what_is_trained(

@@ -112,6 +112,15 @@ def test_the_end_of_a_run_does_not_overrule_its_scores(
     assert case.best() is None
 
 
+def test_a_run_that_ends_without_its_validation_set_keeps_the_best_of_before(
+    make_case: Callable[..., Case],
+) -> None:
+    case = make_case()
+    case.validator.scores = Scores("v", {1: {"CIDEr": 0.5}, 2: {"CIDEr": 0.25}})
+    case.validator.finish(DONE)
+    assert case.best() == "step-00000001"
+
+
 def test_a_stop_request_ends_an_evaluation_at_once(
     make_case: Callable[..., Case], scenes: Scenes, stop: StopRequest,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
