@@ -8,6 +8,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 from capstream.shipped import find_shipped
@@ -71,6 +72,9 @@ def main() -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         _end_quietly_without_reader()
         print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"capstream {version('capstream')}")
         return 0
     name, *arguments = arguments
     if name not in COMMANDS:

@@ -44,6 +44,7 @@ def _parser(prog: str) -> CommandParser:
 
 
 def _ids_of_steps(arguments: argparse.Namespace) -> Iterator[tuple[int, list[int | str]]]:
+    from pipeline.config.data import MAX_STREAMS
     from pipeline.data.sample_order import Order, global_batch
     from shards.format.index import read_index
     from shards.format.manifest import read_manifest
@@ -57,6 +58,8 @@ def _ids_of_steps(arguments: argparse.Namespace) -> Iterator[tuple[int, list[int
         value = getattr(arguments, name)
         if not least <= value < 1 << 31:
             raise ValueError(f"--{name}: {value}: must be from {least} to {(1 << 31) - 1}")
+    if arguments.streams > MAX_STREAMS:
+        raise ValueError(f"--streams: {arguments.streams}: must be from 1 to {MAX_STREAMS}")
     if arguments.global_batch_size % arguments.streams:
         raise ValueError("--streams: must divide --global_batch_size, as in training")
     folder = location(arguments.shards)

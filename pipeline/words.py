@@ -3,7 +3,7 @@
 python -m pipeline.words --checkpoint DIR --out DIR
 
 The map places words with similar embeddings near each other (t-SNE). It needs scikit-learn:
-pip install 'capstream[words]'
+pip install '.[words]'
 
 Exit code: 0; 1 if the files could not be written; 2 for unusable input.
 """
@@ -80,7 +80,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out: {arguments.out}: is a file; name a folder")
     if importlib.util.find_spec("sklearn") is None:
-        raise ValueError("the map needs scikit-learn; run: pip install 'capstream[words]'")
+        raise ValueError("the map needs scikit-learn; run: pip install '.[words]'")
 
 
 def _read(arguments: argparse.Namespace) -> WordVectors:

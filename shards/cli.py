@@ -12,7 +12,7 @@ from shards.arguments import CommandParser
 from shards.messages import system_error
 from shards.storage import location
 
-HOW_TO_CONTINUE = "finished shards are kept; run the same command again to continue"
+HOW_TO_CONTINUE = "; finished shards are kept; run the same command again to continue"
 
 
 class _Terminated(BaseException):
@@ -26,25 +26,31 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m shards") -> i
         argv: the arguments; None takes those of the process.
         prog: the name of the program in help and errors.
     Returns:
-        The exit code: 0 done, 1 faults found, 2 unusable input or a failing machine, 130 and 143
-        stopped by SIGINT and SIGTERM.
+        The exit code: 0 done, 1 faults found, 2 unusable input or a failing machine, 130, 141 and
+        143 stopped by SIGINT, by the end of who reads the output, and by SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     arguments = _parser(prog).parse_args(argv)
     say = f"shards {arguments.command}:"
+    hint = HOW_TO_CONTINUE if arguments.command == "build" else ""
     try:
         from shards.commands import run  # takes a second: after --help and wrong options
 
-        return run(arguments)
+        code = run(arguments)
+        sys.stdout.flush()  # here, where its error is answered
+        return code
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         print(say, system_error(error, arguments), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{say} interrupted; {HOW_TO_CONTINUE}", file=sys.stderr)
+        print(f"{say} interrupted{hint}", file=sys.stderr)
         return 130
     except _Terminated:
-        print(f"{say} terminated; {HOW_TO_CONTINUE}", file=sys.stderr)
+        print(f"{say} terminated{hint}", file=sys.stderr)
         return 143
 
 
@@ -53,6 +59,8 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 
 
 def _location(text: str) -> Path:
+    if not text:  # such as "$UNSET" in a script; it would be the current folder
+        raise argparse.ArgumentTypeError("must not be empty")
     try:
         return location(text)
     except ValueError as error:  # argparse would hide the reason

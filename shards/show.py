@@ -15,7 +15,7 @@ from shards.format.features import FeaturePolicy, feature_policy, unpack_feature
 from shards.format.index import read_index
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.names import TOKENIZER
-from shards.images import decode_rgb
+from shards.images import RejectedImageError, decode_rgb
 from shards.index_tars import foreign_meta, is_foreign
 from shards.messages import counted
 from shards.storage import read_range
@@ -41,7 +41,7 @@ def read_samples(folder: Path, limit: int) -> Iterator[Sample]:
     """The first samples of a data set.
 
     Raises:
-        ValueError: the folder is not a finished data set.
+        ValueError: the folder is not a finished data set, or a sample is damaged.
         OSError: a tar is missing or shorter than the index says.
     """
     manifest, index = read_manifest(folder), read_index(folder)
@@ -56,7 +56,15 @@ def read_samples(folder: Path, limit: int) -> Iterator[Sample]:
                     (index.meta_offset, index.meta_size),
                 )
             )
-            yield index.key(sample), image, _readable_meta(foreign, image, meta, vocabulary)
+            key = index.key(sample)
+            try:
+                readable = _readable_meta(foreign, image, meta, vocabulary)
+            except (ValueError, RejectedImageError) as error:
+                raise ValueError(
+                    f"{folder / shard.file}: sample {key} is damaged ({error}); `python -m shards "
+                    "verify` lists all damaged samples"
+                ) from None
+            yield key, image, readable
         if stop >= limit:
             return
 

@@ -17,8 +17,8 @@ class GenerationConfig:
         min_tokens: shortest caption in tokens.
         no_repeat_ngram: no sequence of this many tokens occurs twice in a caption; 0 for no limit.
         block_unk: never generate the token that stands for unknown words.
-        bad_endings: a caption never ends in an English article, preposition, conjunction or
-            auxiliary verb, such as "a", "with" or "is".
+        bad_endings: a caption never ends in an English article, preposition, conjunction or form of
+            "to be" or "to have", such as "a", "with" or "is", nor in one before a full stop.
         forbidden_words: words that are never generated, separated by spaces.
         beam: number of beams; of all groups together, for `diverse_beam`.
         length_penalty: the log-probability of a caption of n tokens is divided by

@@ -95,7 +95,11 @@ def _decoder_rules(decoder: DecoderConfig, dim: int) -> list[Rule]:
             "decoder `transformer`",
         ),
         ("model.decoder.attention_dim", decoder.attention_dim >= 1, "must be 1 or more"),
-        ("model.decoder.attention_penalty", decoder.attention_penalty >= 0, "must be 0 or more"),
+        (
+            "model.decoder.attention_penalty",
+            0 <= decoder.attention_penalty < math.inf,
+            "must be 0 or more",
+        ),
         ("model.decoder.layers", decoder.layers >= 1, "must be 1 or more"),
         ("model.decoder.heads", heads >= 1, "must be 1 or more"),
     ]
@@ -138,7 +142,7 @@ def _training_rules(optim: OptimConfig, train: TrainConfig) -> list[Rule]:
         ("optim.lr", 0 < optim.lr < math.inf, "must be above 0 and finite"),
         ("optim.lr_batch_size", optim.lr_batch_size >= 1, "must be 1 or more"),
         ("optim.warmup_epochs", 0 <= optim.warmup_epochs < math.inf, "must be 0 or more"),
-        ("optim.weight_decay", optim.weight_decay >= 0, "must be 0 or more"),
+        ("optim.weight_decay", 0 <= optim.weight_decay < math.inf, "must be 0 or more"),
         ("optim.clip", optim.clip >= 0, "must be 0 or more"),
         ("train.steps", train.steps is None or train.steps >= 1, "must be 1 or more, or null"),
         ("train.epochs", train.epochs is None or train.epochs >= 1, "must be 1 or more, or null"),

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.generation.blocks import ScoredCaption
 from pipeline.runtime.world import World
 from shards.messages import counted
 
+_COCO_NAME = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})", re.ASCII)
 _MAX_ID_DIGITS = 18  # of a number that fits 64 bits
 
 
@@ -137,8 +139,14 @@ def text_path(path: str) -> Path:
 
 
 def image_id(path: str) -> int | str:
-    """The COCO id of an image: the number that is its file name (000000000139.jpg), or its path."""
+    """The COCO id of an image, or its path.
+
+    The id is the number that is the file name (000000000139.jpg), or that ends a name of the
+    releases of 2014 and 2015 (COCO_val2014_000000000139.jpg).
+    """
     stem = Path(path).stem
+    if named := _COCO_NAME.fullmatch(stem):
+        stem = named[1]
     is_number = stem.isascii() and stem.isdigit() and len(stem) <= _MAX_ID_DIGITS
     return int(stem) if is_number else path
 

@@ -14,11 +14,13 @@ from pipeline.config.generation import GenerationConfig
 from shards.tokenizer import EOS, PAD, UNK, encode
 
 # English words that leave a sentence unfinished: articles, prepositions that take an object,
-# conjunctions, possessives and auxiliary verbs. "on" can end a sentence ("with the lights on"), but
-# at the end of a generated caption it nearly always begins a phrase that was cut off.
+# conjunctions, possessives, and the forms of "to be" and "to have". "on" can end a sentence ("with
+# the lights on"), but at the end of a generated caption it nearly always begins a phrase that was
+# cut off.
 _UNFINISHED = """
     a an the and or but that which while as in at of with for from to on onto upon into by near
-    before after beside his her its their is are am was were be has have
+    over under behind between through before after beside against along towards during
+    his her its their is are am was were be being been has have had
 """
 BAD_ENDINGS = tuple(_UNFINISHED.split())
 

@@ -82,7 +82,8 @@ def make_schedule(
         num_steps: steps of the whole run.
         frozen_epochs: epochs in which the encoder's backbone is not trained.
     Raises:
-        ValueError: the warm-up takes more than a third of the run.
+        ValueError: the warm-up takes more than a third of the run, or the backbone is frozen to
+            its end.
     """
     steps_per_epoch = num_samples / batch_size
     warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
@@ -92,13 +93,20 @@ def make_schedule(
             f"optim.warmup_epochs: {optim.warmup_epochs:g} epochs are {warmup_steps:,} steps, more "
             f"than a third of the run, which has {num_steps:,}; set it to {longest:g} or less"
         )
+    frozen_steps = round(frozen_epochs * steps_per_epoch)
+    if 0 < num_steps <= frozen_steps:
+        raise ValueError(
+            f"model.encoder.frozen_epochs: {frozen_epochs:g} epochs are {frozen_steps:,} steps, "
+            f"but the run has {num_steps:,}, so the backbone would never be trained; lower it, or set "
+            "model.encoder.tune to `none`"
+        )
     return Schedule(
         peak_lr=scaled_learning_rate(optim, batch_size),
         warmup_steps=warmup_steps,
         eval_interval=train.eval_every_epochs * steps_per_epoch,
         commit_interval=train.checkpoint_every_epochs * steps_per_epoch,
         num_steps=num_steps,
-        frozen_steps=round(frozen_epochs * steps_per_epoch),
+        frozen_steps=frozen_steps,
     )
 
 

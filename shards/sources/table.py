@@ -145,7 +145,10 @@ def _json_rows(
         row = row if isinstance(row, dict) else {}
         several: list[str] = []
         for column in caption_columns:
-            several += _json_captions(path, number, row.get(column), column)
+            value = row.get(column)
+            if value is None and len(caption_columns) > 1:
+                value = []
+            several += _json_captions(path, number, value, column)
         name = row.get(image_column)
         if not isinstance(name, str):
             raise ValueError(

@@ -202,7 +202,7 @@ def test_unusable_input_ends_with_one_line(
     assert "no weight decoder.embed.weight" in line("--checkpoint", none, "--out", out)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     missing = line("--checkpoint", checkpoint, "--out", out)
-    assert missing == "words: the map needs scikit-learn; run: pip install 'capstream[words]'"
+    assert missing == "words: the map needs scikit-learn; run: pip install '.[words]'"
 
 
 def test_help_answers_without_torch_and_scikit_learn() -> None:

@@ -13,6 +13,7 @@ import pytest
 from support.repository import ROOT
 from support.shards import Scenes, build_command, coco_folder, digests, run_shards, save_annotations
 
+from shards.format.index import read_index
 from shards.messages import counted, system_error
 from shards.sources.read import Source, read_source
 from shards.sources.record import relative_to
@@ -96,6 +97,12 @@ def test_all_caption_keys_of_json_lines_count(tmp_path: Path) -> None:
     columns = ("one", "two")
     assert captions_of(Source((path,), caption_columns=columns)) == {"a.jpg": ("x", "y")}
     assert captions_of(Source((path,), caption_columns=("one",))) == {"a.jpg": ("x", "")}
+    sparse = tmp_path / "sparse.jsonl"
+    sparse.write_text(
+        '{"image": "a.jpg", "one": "x"}\n{"image": "b.jpg", "one": null, "two": "y"}\n'
+    )
+    wanted = {"a.jpg": ("x",), "b.jpg": ("y",)}
+    assert captions_of(Source((sparse,), caption_columns=columns)) == wanted
     with pytest.raises(ValueError, match="--caption_column one is given twice"):
         read_source(Source((path,), caption_columns=("one", "one")))
 
@@ -222,6 +229,33 @@ def test_wrong_paths_are_told_in_plain_sentences(scenes: Scenes, tmp_path: Path)
     )
     assert f"{file}/train2017: is not a folder" in refusal("sample", "--out", file, "--images", 2)
     assert "--images must be 2 or more" in refusal("sample", "--out", tmp_path, "--images", 1)
+
+
+def test_show_names_a_damaged_sample(scenes: Scenes, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(scenes.val, tmp_path / "val"))
+    index = read_index(folder)
+    with open(folder / "val-000000.tar", "r+b") as tar:
+        tar.seek(int(index.meta_offset[0]))
+        tar.write(b"no JSON")
+    done = run_shards("show", folder, "--limit", 2)
+    assert done.returncode == 2
+    assert f"val-000000.tar: sample {index.key(0)} is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_path_is_refused(scenes: Scenes) -> None:
+    done = run_shards("show", "")
+    assert done.returncode == 2
+    assert "must not be empty" in done.stderr
+
+
+def test_output_that_is_read_in_part_is_no_error(scenes: Scenes) -> None:
+    command = f"{sys.executable} -m shards show {scenes.val} --limit 7 | true"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], cwd=ROOT, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("command", ["show", "verify", "finalize"])

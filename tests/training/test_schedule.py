@@ -144,6 +144,13 @@ def test_a_warm_up_of_more_than_a_third_of_the_run_is_refused(
     schedule(num_samples, batch_size, num_steps, warmup_epochs=float(found[1]))
 
 
+def test_a_backbone_that_is_frozen_to_the_end_is_refused() -> None:
+    parts = (OptimConfig(warmup_epochs=0.0), TrainConfig(), 1000, 10, 300)
+    assert make_schedule(*parts, frozen_epochs=2.99).frozen_steps == 299
+    with pytest.raises(ValueError, match=r"frozen_epochs: 3 epochs are 300 steps, but the run has"):
+        make_schedule(*parts, frozen_epochs=3.0)
+
+
 @pytest.mark.parametrize("gpus", [1, 4, 8, 16])
 def test_coco_on_many_gpus_warms_up_briefly_and_evaluates_each_epoch(gpus: int) -> None:
     """The README's commands. Given in steps, 8 GPUs warmed up for half the run without a score."""

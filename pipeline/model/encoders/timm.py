@@ -88,7 +88,7 @@ def _import_timm(name: str) -> ModuleType:
     except ImportError as error:
         raise ValueError(
             f"model.encoder.name: timm/{name} needs timm, which cannot be imported ({error}): "
-            "pip install 'capstream[timm]'"
+            "pip install '.[timm]'"
         ) from None
     return timm
 
