@@ -97,8 +97,8 @@ def make_schedule(
     if 0 < num_steps <= frozen_steps:
         raise ValueError(
             f"model.encoder.frozen_epochs: {frozen_epochs:g} epochs are {frozen_steps:,} steps, "
-            f"but the run has {num_steps:,}, so the backbone would never be trained; lower it, or set "
-            "model.encoder.tune to `none`"
+            f"but the run has {num_steps:,}, so the backbone would never be trained; lower it, or "
+            "set model.encoder.tune to `none`"
         )
     return Schedule(
         peak_lr=scaled_learning_rate(optim, batch_size),
