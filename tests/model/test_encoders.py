@@ -276,8 +276,15 @@ def test_a_backbone_without_a_grid_is_refused() -> None:
         ImageEncoder(EncoderConfig(name="resnet18", grid=4), dim=10)
 
 
+def test_a_transformer_of_a_checkpoint_has_the_positions_of_its_weights() -> None:
+    """The weights of vit_h_14 are for 518 pixels; torchvision's network without weights for 224."""
+    with torch.device("meta"):  # 2.5 GB otherwise
+        backbone = backbone_of("vit_h_14", "grid")
+    assert backbone.network.get_parameter("encoder.pos_embedding").shape[1] == 1 + 37**2
+
+
 def test_timm_is_needed_only_for_its_own_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     ImageEncoder(EncoderConfig(name="resnet18"), dim=10)
-    with pytest.raises(ValueError, match=r"pip install 'capstream\[timm\]'"):
+    with pytest.raises(ValueError, match=r"pip install '.\[timm\]'"):
         ImageEncoder(EncoderConfig(name="timm/resnet10t"), dim=10)

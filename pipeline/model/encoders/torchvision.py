@@ -68,7 +68,7 @@ def load_backbone(name: str, weights: str | None, output: Output, grid: int | No
         with one_download_at_a_time():
             network: nn.Module = models.get_model(name, weights="DEFAULT")
     else:
-        network = models.get_model(name)
+        network = models.get_model(name, **_image_size(name))
         if weights is not None:
             load_weights(network, Path(weights), name)
     classifier, kept, num_features = _find_classifier(network, name)
@@ -109,6 +109,14 @@ def _check_name(name: str) -> None:
     if name not in names:
         near = ", ".join(get_close_matches(name, names)) or "such as densenet121, resnet50"
         raise ValueError(f"model.encoder.name: torchvision has no {name!r}; it has {near}")
+
+
+def _image_size(name: str) -> dict[str, int]:
+    """The argument that gives a vision transformer as many positions as its weights have.
+
+    torchvision sets it itself when it loads the weights, which a checkpoint does not need.
+    """
+    return {"image_size": _preprocessing(name).image_size} if name.startswith("vit_") else {}
 
 
 def _preprocessing(name: str) -> Preprocessing:
