@@ -37,7 +37,7 @@ def gradients(kind: str) -> dict[str, torch.Tensor]:
     """Of all weights, with the loss."""
     torch.manual_seed(0)
     decoder = DecoderConfig(kind, 16, dropout=0.0, attention_dim=8, layers=2, heads=2)  # type: ignore[arg-type]
-    encoder = EncoderConfig("resnet18", batch_norm="frozen", hidden_dim=16, dropout=0.0)
+    encoder = EncoderConfig("shufflenet_v2_x0_5", batch_norm="frozen", hidden_dim=16, dropout=0.0)
     vocab_size = shards.tokenizer.get_vocab_size()
     model = Captioner(ModelConfig(16, encoder, decoder), vocab_size).double()
     # Plain descent at rate 1: afterwards the weights have moved by minus the gradient.

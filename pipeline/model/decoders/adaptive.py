@@ -13,7 +13,10 @@ from pipeline.model.protocols import Encoded
 
 
 class AdaptiveDecoder(StepwiseDecoder):
-    """An LSTM that mixes what it sees with a sentinel, which holds what it knows already.
+    """An LSTM that mixes the attended grid with a sentinel, which is computed from its memory.
+
+    The vector of the whole image (eq. 16) is made of the mean of the grid after the encoder's
+    head, where the paper takes the mean of the backbone's features.
 
     Source: Lu et al., Knowing When to Look: Adaptive Attention via A Visual Sentinel for Image
     Captioning, arXiv:1612.01887, eq. 6 to 13 and 16.

@@ -49,9 +49,9 @@ class Att2inDecoder(StepwiseDecoder):
         state, cell = hidden
         context, weights = self.attend(state, *memory)
         sums = (gates + self.hidden_to_gates(state)).to(cell.dtype)
-        enter, keep, leave, first, second = sums.chunk(5, dim=2)
+        input_gate, forget_gate, output_gate, first, second = sums.chunk(5, dim=2)
         seen_first, seen_second = self.context_to_cell(context).to(cell.dtype).chunk(2, dim=2)
         candidate = torch.maximum(first + seen_first, second + seen_second)
-        cell = keep.sigmoid() * cell + enter.sigmoid() * candidate
-        state = leave.sigmoid() * cell.tanh()
+        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate
+        state = output_gate.sigmoid() * cell.tanh()
         return state, (state, cell), weights

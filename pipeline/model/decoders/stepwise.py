@@ -222,9 +222,9 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
     Returns:
         The hidden state and the cell, (..., H) float each.
     """
-    enter, keep, candidate, leave = gates.to(cell.dtype).chunk(4, dim=-1)
-    cell = keep.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
-    return leave.sigmoid() * cell.tanh(), cell
+    input_gate, forget_gate, candidate, output_gate = gates.to(cell.dtype).chunk(4, dim=-1)
+    cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+    return output_gate.sigmoid() * cell.tanh(), cell
 
 
 def set_forget_bias(to_gates: nn.Linear, hidden_dim: int) -> None:
