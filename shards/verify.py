@@ -31,6 +31,7 @@ from shards.images import RejectedImageError, decode_rgb
 from shards.index_tars import index_tars, is_foreign, unlisted_tars
 from shards.messages import counted
 from shards.retry import persistently
+from shards.sources.tars import unreadable_tars
 from shards.storage import local_copy, read_bytes, size_of
 from shards.tokenizer import encode_all, load_tokenizer, tokenizer_sha256
 
@@ -58,7 +59,7 @@ def verify(folder: Path, fast: bool = False) -> Iterator[tuple[int, list[str]]]:
     numbers = {shard.file: number for number, shard in enumerate(manifest.shards)}
     tokenizer_path = folder / TOKENIZER
     all_readable = True
-    found = index_tars(folder, tokenizer_path) if foreign else _sidecars(folder)
+    found = _foreign_sidecars(folder, tokenizer_path) if foreign else _sidecars(folder)
     for sidecar in found:
         if isinstance(sidecar, str):  # the shard cannot be checked any further
             all_readable = False
@@ -116,6 +117,20 @@ def _sidecars(folder: Path) -> Iterator[Sidecar | str]:
         tar = folder / shard_file(first.build["name"], number)
         if not persistently(tar, tar.exists):
             yield f"{tar.name}: is missing"
+
+
+def _foreign_sidecars(folder: Path, tokenizer: Path) -> Iterator[Sidecar | str]:
+    """What the sidecar of each tar would hold, or all tars that cannot be read.
+
+    Keys depend on all tars, so that nothing more can be checked without one of them.
+    """
+    try:
+        yield from index_tars(folder, tokenizer)
+    except ValueError:
+        unreadable = list(unreadable_tars(folder))
+        if not unreadable:
+            raise
+        yield from (fault.removeprefix(f"{folder}/") for fault in unreadable)
 
 
 def _size_faults(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,15 @@ def read_tars(folder: Path) -> list[Record]:
             f"{folder}: several samples have one name ({names}); rename their keys in one tar"
         )
     return records
+
+
+def unreadable_tars(folder: Path) -> Iterator[str]:
+    """Each tar of a folder that cannot be read, and why."""
+    for path in list_tars(folder):
+        try:
+            _read_tar(path)
+        except ValueError as error:
+            yield str(error)
 
 
 def list_tars(folder: Path) -> list[Path]:

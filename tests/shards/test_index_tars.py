@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -159,6 +160,17 @@ def test_a_tar_that_changed_since_is_noticed(tars: Path, scenes: Scenes) -> None
     assert found.key(25) in done.stdout
     with pytest.raises(ValueError, match=rf"{path.name}.*{found.key(25)}"):
         ShardFolder(tars).read(25)
+
+
+def test_every_tar_that_cannot_be_read_is_named(tars: Path, scenes: Scenes) -> None:
+    index(tars, scenes)
+    paths = [tars / shard.file for shard in read_manifest(tars).shards[:2]]
+    for path in paths:
+        os.truncate(path, path.stat().st_size // 2)
+    done = run_shards("verify", tars)
+    assert done.returncode == 1
+    for path in paths:
+        assert any(line.startswith(f"{path.name}: ") for line in done.stdout.splitlines())
 
 
 def test_a_sample_lost_since_says_nothing_of_the_others(tars: Path, scenes: Scenes) -> None:
